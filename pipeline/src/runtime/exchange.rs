@@ -1,0 +1,152 @@
+//! The sending side of a subtask: rows find their receivers, everything else goes to all of them.
+
+use std::sync::Arc;
+use std::task::{self, Poll};
+
+use arrow::array::{ArrayRef, UInt32Array};
+use arrow::compute::take_record_batch;
+use arrow::error::ArrowError;
+use arrow::record_batch::RecordBatch;
+
+use super::channel::{Closed, Message, Sender};
+use super::metrics::SubtaskMetrics;
+use super::{OperatorError, hash};
+use crate::plan::Exchange;
+
+/// A channel and the message that waits to go into it.
+#[derive(Debug)]
+struct Lane {
+    sender: Sender,
+    waiting: Option<Message>,
+}
+
+/// One edge, seen from one sending subtask.
+#[derive(Debug)]
+struct Route {
+    exchange: Exchange,
+    lanes: Vec<Lane>,
+    /// The receiver of the next batch, where batches go round.
+    next: usize,
+}
+
+/// All edges out of one subtask.
+///
+/// One message is on its way at a time: it is cut into one piece per channel, and the next message is taken when every
+/// piece is in its channel. A receiver that is full thus holds the sender back, and no receiver is more than one message
+/// ahead of what its channel holds.
+#[derive(Debug)]
+pub struct Outputs {
+    routes: Vec<Route>,
+    metrics: Arc<SubtaskMetrics>,
+}
+
+impl Outputs {
+    /// No edges yet; what is sent is counted in `metrics`.
+    pub fn new(metrics: Arc<SubtaskMetrics>) -> Self {
+        Self { routes: Vec::new(), metrics }
+    }
+
+    /// Adds an edge with the channels to all of its receivers that this subtask (number `index`) sends to.
+    pub fn add(&mut self, exchange: Exchange, senders: Vec<Sender>, index: usize) {
+        let next = index % senders.len().max(1);
+        let lanes = senders.into_iter().map(|sender| Lane { sender, waiting: None }).collect();
+        self.routes.push(Route { exchange, lanes, next });
+    }
+
+    /// Whether nobody reads this subtask: a sink.
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty()
+    }
+
+    /// Cuts `message` into pieces, which [`Outputs::poll_flush`] then sends. The message before it must have been flushed.
+    ///
+    /// # Errors
+    /// Rows that cannot be hashed or split.
+    pub fn load(&mut self, message: &Message) -> Result<(), OperatorError> {
+        match message {
+            Message::Batch(batch) => self.metrics.sent(batch.num_rows()),
+            Message::Watermark(watermark) => self.metrics.set_watermark(*watermark),
+            Message::Barrier(_) | Message::End => {}
+        }
+        for route in &mut self.routes {
+            match message {
+                Message::Batch(batch) => route.load_batch(batch).map_err(|error| {
+                    OperatorError::internal("rows could not be divided among the subtasks that read them")
+                        .because(error)
+                })?,
+                other => route.lanes.iter_mut().for_each(|lane| lane.waiting = Some(other.clone())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the pieces of the loaded message, all at once; ready when all are in their channels.
+    pub fn poll_flush(&mut self, task: &mut task::Context<'_>) -> Poll<Result<(), Closed>> {
+        let mut full = false;
+        for lane in self.routes.iter_mut().flat_map(|route| &mut route.lanes).filter(|lane| lane.waiting.is_some()) {
+            match lane.sender.poll_send(task, &mut lane.waiting) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(closed)) => return Poll::Ready(Err(closed)),
+                Poll::Pending => full = true,
+            }
+        }
+        self.metrics.set_blocked(full);
+        if full { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+}
+
+impl Route {
+    fn load_batch(&mut self, batch: &RecordBatch) -> Result<(), ArrowError> {
+        let count = self.lanes.len();
+        match &self.exchange {
+            Exchange::Hash(keys) if count > 1 && !keys.is_empty() => {
+                let keys = keys.iter().map(|key| column(batch, *key)).collect::<Result<Vec<_>, _>>()?;
+                for (receiver, part) in split(batch, &keys, count)? {
+                    self.put(receiver, part);
+                }
+            }
+            Exchange::Hash(_) => self.put(0, batch.clone()),
+            Exchange::Forward => {
+                self.put(self.next, batch.clone());
+                self.next = (self.next + 1) % count.max(1);
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, receiver: usize, batch: RecordBatch) {
+        if let Some(lane) = self.lanes.get_mut(receiver) {
+            lane.waiting = Some(Message::Batch(batch));
+        }
+    }
+}
+
+fn column(batch: &RecordBatch, index: usize) -> Result<&ArrayRef, ArrowError> {
+    let missing =
+        || ArrowError::SchemaError(format!("key column {index} of a batch with {} columns", batch.num_columns()));
+    batch.columns().get(index).ok_or_else(missing)
+}
+
+/// Cuts `batch` into one part per receiver that has rows in it, in the order of the rows. A batch that is all for one
+/// receiver is not copied.
+///
+/// Parts are not gathered into larger batches: with 8,192 rows and some dozen receivers they are still large enough for
+/// work by columns, and gathering would hold rows back at every watermark.
+fn split(batch: &RecordBatch, keys: &[&ArrayRef], receivers: usize) -> Result<Vec<(usize, RecordBatch)>, ArrowError> {
+    let mut owners = hash::hash_columns(keys.iter().copied(), batch.num_rows())?;
+    let mut counts = vec![0_usize; receivers];
+    for owner in &mut owners {
+        let receiver = hash::owner(*owner, receivers);
+        *owner = receiver as u64;
+        counts[receiver] += 1;
+    }
+    if let Some(receiver) = counts.iter().position(|count| *count == batch.num_rows()) {
+        return Ok(vec![(receiver, batch.clone())]);
+    }
+    let mut rows: Vec<Vec<u32>> = counts.into_iter().map(Vec::with_capacity).collect();
+    for (row, owner) in (0_u32..).zip(owners) {
+        rows[owner as usize].push(row);
+    }
+    let parts = rows.into_iter().enumerate().filter(|(_, rows)| !rows.is_empty());
+    parts.map(|(receiver, rows)| Ok((receiver, take_record_batch(batch, &UInt32Array::from(rows))?))).collect()
+}

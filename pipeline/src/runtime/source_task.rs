@@ -1,0 +1,101 @@
+//! The life of one subtask of a source.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt as _;
+use tokio::sync::mpsc;
+
+use super::channel::Message;
+use super::exchange::Outputs;
+use super::metrics::SubtaskMetrics;
+use super::subtask::{Halt, Outcome, Pace, Reporter};
+use super::{Barrier, OperatorError, Source, SourceContext, SourceEvent, Time, Watermark};
+
+/// The next thing to be done.
+enum Turn {
+    Barrier(Barrier),
+    Event(SourceEvent),
+}
+
+/// One subtask of a source.
+pub struct SourceTask {
+    source: Box<dyn Source>,
+    outputs: Outputs,
+    cx: SourceContext,
+    barriers: mpsc::UnboundedReceiver<Barrier>,
+    reporter: Reporter,
+    metrics: Arc<SubtaskMetrics>,
+    pace: Pace,
+}
+
+impl SourceTask {
+    /// `source` in front of its channels, with the barriers of the coordinator.
+    pub fn new(
+        source: Box<dyn Source>,
+        outputs: Outputs,
+        cx: SourceContext,
+        barriers: mpsc::UnboundedReceiver<Barrier>,
+        reporter: Reporter,
+        metrics: Arc<SubtaskMetrics>,
+    ) -> Self {
+        Self { source, outputs, cx, barriers, reporter, metrics, pace: Pace::default() }
+    }
+
+    /// Runs until the source ends, a barrier stops the pipeline, or something fails.
+    pub async fn run(mut self) -> Result<Outcome, Halt> {
+        loop {
+            match self.next().await? {
+                Turn::Barrier(barrier) => {
+                    // The rows returned so far are in the channels: this is the moment at which state is the epoch's.
+                    self.source.barrier(barrier)?;
+                    self.reporter.report(barrier.epoch);
+                    self.send(Message::Barrier(barrier)).await?;
+                    if barrier.stop {
+                        return Ok(Outcome::Stopped);
+                    }
+                }
+                Turn::Event(SourceEvent::Batch(batch)) if batch.num_rows() == 0 => {}
+                Turn::Event(SourceEvent::Batch(batch)) => self.send(Message::Batch(batch)).await?,
+                Turn::Event(SourceEvent::Watermark(watermark)) => self.send(Message::Watermark(watermark)).await?,
+                Turn::Event(SourceEvent::End) => {
+                    self.send(Message::Watermark(Watermark::At(Time::MAX))).await?;
+                    self.send(Message::End).await?;
+                    return Ok(Outcome::Ended);
+                }
+            }
+            self.pace.breathe().await;
+        }
+    }
+
+    /// A barrier that is due, or else what the source has to say.
+    async fn next(&mut self) -> Result<Turn, OperatorError> {
+        let mut busy = Duration::ZERO;
+        let turn = tokio::select! {
+            biased;
+            Some(barrier) = self.barriers.recv() => Ok(Turn::Barrier(barrier)),
+            event = timed(self.source.next(&self.cx), &mut busy) => event.map(Turn::Event),
+        };
+        self.pace.spend(busy);
+        self.metrics.add_busy(busy);
+        turn
+    }
+
+    async fn send(&mut self, message: Message) -> Result<(), Halt> {
+        self.outputs.load(&message)?;
+        Ok(poll_fn(|task| self.outputs.poll_flush(task)).await?)
+    }
+}
+
+/// Runs `future` and adds the time that it computes (not that it waits) to `busy`.
+#[expect(clippy::disallowed_methods, reason = "how long a call took is no input to any result")]
+async fn timed<F: Future + Unpin>(mut future: F, busy: &mut Duration) -> F::Output {
+    poll_fn(|task| {
+        let started = Instant::now();
+        let polled = future.poll_unpin(task);
+        *busy += started.elapsed();
+        polled
+    })
+    .await
+}
