@@ -1,0 +1,362 @@
+//! Aggregates over windows of equal width that follow each other without a gap.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::{ArrayRef, AsArray, StructArray, TimestampNanosecondArray, UInt32Array};
+use arrow::compute::take_record_batch;
+use arrow::datatypes::{DataType, Field, FieldRef, Fields, SchemaRef, TimeUnit, TimestampNanosecondType};
+use arrow::record_batch::RecordBatch;
+
+use super::aggregate::{Aggregation, Functions, Groups};
+use super::{AggregateCall, BATCH_ROWS, NodeError};
+use crate::plan::{NodePlan, StreamKind, StreamSchema};
+use crate::runtime::{Body, Context, Operator, OperatorError, Stage, Subtask, Time, Watermark};
+
+const KIND: &str = "tumbling_aggregate";
+
+/// Groups rows by key and by the window their event time falls into, and sends a window's groups once, when the
+/// watermark has reached its end. Windows begin at multiples of their width since the Unix epoch.
+///
+/// A row whose window was already sent is late: it is left out and counted.
+#[derive(Debug)]
+pub struct TumblingAggregate {
+    aggregation: Aggregation,
+    width: i64,
+    window_position: usize,
+    window: FieldRef,
+    output: StreamSchema,
+}
+
+impl TumblingAggregate {
+    /// Aggregates `input` by columns `group` and by windows of `width`.
+    ///
+    /// The output has the group columns in order, with the window, a struct of `start` and `end` named `window_name`, put
+    /// in at `window_position` (0 is first), then the aggregates. Event time is the window's end - 1 ns.
+    pub fn try_new(
+        input: &StreamSchema,
+        width: Duration,
+        group: Vec<usize>,
+        window_position: usize,
+        window_name: String,
+        aggregates: Vec<AggregateCall>,
+    ) -> Result<Self, NodeError> {
+        let aggregation = Aggregation::try_new(KIND, input, group, aggregates)?;
+        let width = match i64::try_from(width.as_nanos()) {
+            Ok(width) if width > 0 => width,
+            _ => return Err(NodeError::Duration { node: KIND, what: "window width" }),
+        };
+        let window = Arc::new(Field::new(window_name, DataType::Struct(bounds()), false));
+        let mut fields = aggregation.keys.clone();
+        if window_position > fields.len() {
+            return Err(NodeError::NoColumn { node: KIND, index: window_position, columns: fields.len() });
+        }
+        fields.insert(window_position, Arc::clone(&window));
+        fields.extend(aggregation.calls.iter().map(AggregateCall::field));
+        let output = StreamSchema::new(fields, StreamKind::Append)?;
+        Ok(Self { aggregation, width, window_position, window, output })
+    }
+}
+
+/// The fields of a window's struct.
+fn bounds() -> Fields {
+    let bound = |name| Field::new(name, DataType::Timestamp(TimeUnit::Nanosecond, None), false);
+    Fields::from(vec![bound("start"), bound("end")])
+}
+
+impl NodePlan for TumblingAggregate {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        let width = humantime::format_duration(Duration::from_nanos(self.width.unsigned_abs()));
+        let mut details = vec![("window", format!("{} of {width} at {}", self.window.name(), self.window_position))];
+        details.extend(self.aggregation.details());
+        details
+    }
+
+    fn output(&self) -> Option<&StreamSchema> {
+        Some(&self.output)
+    }
+
+    /// One where there are no keys: all rows of a window meet.
+    fn max_parallelism(&self) -> Option<usize> {
+        self.aggregation.group.is_empty().then_some(1)
+    }
+}
+
+impl Stage for TumblingAggregate {
+    fn build(&self, _subtask: &Subtask) -> Result<Body, OperatorError> {
+        Ok(Body::Operator(Box::new(TumblingAggregateOperator {
+            functions: Functions::try_new(&self.aggregation.calls)?,
+            aggregation: self.aggregation.clone(),
+            width: self.width,
+            window_position: self.window_position,
+            output: Arc::clone(self.output.schema()),
+            windows: BTreeMap::new(),
+            watermark: Time::MIN,
+        })))
+    }
+}
+
+/// One subtask of a [`TumblingAggregate`].
+struct TumblingAggregateOperator {
+    aggregation: Aggregation,
+    functions: Functions,
+    width: i64,
+    window_position: usize,
+    output: SchemaRef,
+    /// The open windows, by their start.
+    windows: BTreeMap<i64, Groups>,
+    watermark: Time,
+}
+
+impl TumblingAggregateOperator {
+    /// The start of the window that a time falls into.
+    fn window_of(&self, time: i64) -> i64 {
+        time.div_euclid(self.width).saturating_mul(self.width)
+    }
+
+    fn end(&self, start: i64) -> i64 {
+        start.saturating_add(self.width)
+    }
+
+    /// Adds rows of one window, or drops them when it was sent.
+    fn add(&mut self, start: i64, batch: &RecordBatch, cx: &mut Context<'_>) -> Result<(), OperatorError> {
+        if self.end(start) <= self.watermark.0 {
+            cx.count_late(batch.num_rows());
+            return Ok(());
+        }
+        let groups = match self.windows.entry(start) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(new) => new.insert(Groups::try_new(&self.aggregation, &self.functions)?),
+        };
+        groups.add(&self.aggregation, &self.functions, batch)?;
+        Ok(())
+    }
+
+    /// Adds rows of several windows: brought into the order of their windows, then cut.
+    fn add_mixed(&mut self, starts: &[i64], batch: RecordBatch, cx: &mut Context<'_>) -> Result<(), OperatorError> {
+        let mut starts = starts.to_vec();
+        let mut batch = batch;
+        if !starts.is_sorted() {
+            let mut order: Vec<u32> = (0..starts.len() as u32).collect();
+            let start = |row: &u32| starts.get(*row as usize).copied();
+            order.sort_by_key(start);
+            batch = take_record_batch(&batch, &UInt32Array::from(order))?;
+            starts.sort_unstable();
+        }
+        let mut offset = 0;
+        for run in starts.chunk_by(|a, b| a == b) {
+            if let Some(start) = run.first() {
+                self.add(*start, &batch.slice(offset, run.len()), cx)?;
+            }
+            offset += run.len();
+        }
+        Ok(())
+    }
+
+    fn send(&self, start: i64, mut groups: Groups, cx: &mut Context<'_>) -> Result<(), OperatorError> {
+        let rows = groups.len();
+        let end = self.end(start);
+        let (mut columns, values) = groups.take_values()?;
+        let constant = |time: i64| Arc::new(TimestampNanosecondArray::from_value(time, rows)) as ArrayRef;
+        let window = StructArray::try_new(bounds(), vec![constant(start), constant(end)], None)?;
+        columns.insert(self.window_position, Arc::new(window));
+        columns.extend(values);
+        columns.push(constant(end - 1));
+        let batch = RecordBatch::try_new(Arc::clone(&self.output), columns)?;
+        for offset in (0..rows).step_by(BATCH_ROWS) {
+            cx.emit(batch.slice(offset, BATCH_ROWS.min(rows - offset)));
+        }
+        Ok(())
+    }
+}
+
+impl Operator for TumblingAggregateOperator {
+    fn process(&mut self, _input: usize, batch: RecordBatch, cx: &mut Context<'_>) -> Result<(), OperatorError> {
+        let times = batch.column(self.aggregation.timestamp).as_primitive::<TimestampNanosecondType>().values().clone();
+        let (earliest, latest) = times.iter().fold((i64::MAX, i64::MIN), |(a, b), t| (a.min(*t), b.max(*t)));
+        let first = self.window_of(earliest);
+        if first == self.window_of(latest) {
+            return self.add(first, &batch, cx);
+        }
+        let starts: Vec<i64> = times.iter().map(|time| self.window_of(*time)).collect();
+        self.add_mixed(&starts, batch, cx)
+    }
+
+    fn watermark(&mut self, watermark: Watermark, cx: &mut Context<'_>) -> Result<(), OperatorError> {
+        if let Watermark::At(time) = watermark {
+            self.watermark = time;
+            while let Some(open) = self.windows.first_entry() {
+                if open.key().saturating_add(self.width) > time.0 {
+                    break;
+                }
+                let (start, groups) = open.remove_entry();
+                self.send(start, groups, cx)?;
+            }
+        }
+        cx.emit_watermark(watermark);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::functions_aggregate::average::avg_udaf;
+    use datafusion::functions_aggregate::count::count_udaf;
+    use datafusion::functions_aggregate::median::median_udaf;
+    use datafusion::functions_aggregate::min_max::max_udaf;
+    use datafusion::functions_aggregate::sum::sum_udaf;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::operators::testing::{
+        Driver, Event, batch_of, call, cut, distinct, event, events, lengths, lines, oracle, random_events, sorted,
+    };
+
+    const WIDTH: Duration = Duration::from_nanos(10);
+
+    fn sum_by_key() -> TumblingAggregate {
+        let sum = call(&events(), sum_udaf(), &["v"], "total");
+        TumblingAggregate::try_new(&events(), WIDTH, vec![0], 1, "window".into(), vec![sum]).unwrap()
+    }
+
+    /// Rows as (key, start, end, total, event time).
+    fn rows(driver: &mut Driver) -> Vec<(i64, i64, i64, i64, i64)> {
+        use arrow::datatypes::Int64Type;
+        let batch = driver.sent_rows();
+        let ints = |column: &ArrayRef| column.as_primitive::<Int64Type>().values().to_vec();
+        let times = |column: &ArrayRef| column.as_primitive::<TimestampNanosecondType>().values().to_vec();
+        let window = batch.column(1).as_struct();
+        let (keys, totals) = (ints(batch.column(0)), ints(batch.column(2)));
+        let (starts, ends, at) = (times(window.column(0)), times(window.column(1)), times(batch.column(3)));
+        let mut rows: Vec<_> = (0..keys.len()).map(|i| (keys[i], starts[i], ends[i], totals[i], at[i])).collect();
+        rows.sort_by_key(|row| (row.1, row.0));
+        rows
+    }
+
+    #[test]
+    fn a_window_is_sent_once_when_the_watermark_reaches_its_end() {
+        let mut driver = Driver::new(&sum_by_key());
+        driver.rows(batch_of(&[event(1, 5, 10), event(2, 6, 19), event(1, 7, 20), event(1, 1, 12)])).unwrap();
+        driver.watermark(Watermark::At(Time(19)));
+        assert_eq!(driver.trace(), ["at 19"]);
+        driver.watermark(Watermark::At(Time(20)));
+        assert_eq!(rows(&mut driver), [(1, 10, 20, 6, 19), (2, 10, 20, 6, 19)]);
+        driver.finish();
+        assert_eq!(rows(&mut driver), [(1, 20, 30, 7, 29)]);
+    }
+
+    #[test]
+    fn windows_are_aligned_to_the_epoch_before_it_too() {
+        let mut driver = Driver::new(&sum_by_key());
+        driver.rows(batch_of(&[event(1, 1, -1), event(1, 1, -10), event(1, 1, -11), event(1, 1, 0)])).unwrap();
+        driver.finish();
+        let windows: Vec<_> = rows(&mut driver).iter().map(|row| (row.1, row.3)).collect();
+        assert_eq!(windows, [(-20, 1), (-10, 2), (0, 1)]);
+    }
+
+    #[test]
+    fn late_rows_are_dropped_and_counted() {
+        let mut driver = Driver::new(&sum_by_key());
+        driver.watermark(Watermark::At(Time(25)));
+        // The window of 20 is open still: a row of it is not late, though it is behind the watermark.
+        driver.rows(batch_of(&[event(1, 1, 5), event(1, 2, 21), event(1, 4, 19)])).unwrap();
+        driver.rows(batch_of(&[event(1, 8, 19)])).unwrap();
+        assert_eq!(driver.late, 3);
+        driver.finish();
+        assert_eq!(rows(&mut driver), [(1, 20, 30, 2, 29)]);
+    }
+
+    #[test]
+    fn windows_leave_in_order_and_before_the_watermark() {
+        let mut driver = Driver::new(&sum_by_key());
+        driver.rows(batch_of(&[event(1, 1, 35), event(1, 1, 5), event(2, 1, 5), event(1, 1, 15)])).unwrap();
+        driver.watermark(Watermark::At(Time(30)));
+        assert_eq!(driver.trace(), ["2 rows", "1 rows", "at 30"]);
+        driver.watermark(Watermark::Idle);
+        assert_eq!(driver.trace(), ["idle"], "an idle stream closes nothing");
+    }
+
+    #[test]
+    fn without_keys_a_window_has_one_row() {
+        let calls = || vec![call(&events(), count_udaf(), &["v"], "n")];
+        let node = TumblingAggregate::try_new(&events(), WIDTH, vec![], 0, "w".into(), calls()).unwrap();
+        assert_eq!(node.max_parallelism(), Some(1));
+        let mut driver = Driver::new(&node);
+        driver.rows(batch_of(&[event(1, 1, 5), event(2, 1, 6), event(3, 1, 25)])).unwrap();
+        driver.finish();
+        let counts = |batch: RecordBatch| lines(&batch.project(&[1]).unwrap());
+        assert_eq!(counts(driver.sent_rows()), ["2", "1"]);
+    }
+
+    #[test]
+    fn large_windows_leave_in_batches() {
+        let keys: Vec<Event> = (0..BATCH_ROWS as i64 * 2 + 1).map(|key| event(key, 1, 1)).collect();
+        let mut driver = Driver::new(&sum_by_key());
+        driver.rows(batch_of(&keys)).unwrap();
+        driver.finish();
+        assert_eq!(driver.trace(), ["8192 rows", "8192 rows", "1 rows", "end"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let make = |input: &StreamSchema, width, position| {
+            TumblingAggregate::try_new(input, width, vec![0], position, "w".into(), vec![]).unwrap_err()
+        };
+        assert!(matches!(make(&events(), Duration::ZERO, 0), NodeError::Duration { .. }));
+        assert!(matches!(make(&events(), Duration::MAX, 0), NodeError::Duration { .. }));
+        assert!(matches!(make(&events(), WIDTH, 2), NodeError::NoColumn { .. }));
+        let updating = StreamSchema::new(events().visible().to_vec(), StreamKind::Updating).unwrap();
+        assert!(matches!(make(&updating, WIDTH, 0), NodeError::Updating { .. }));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn gives_what_the_batch_engine_gives(
+            mut events in random_events(100),
+            lengths in lengths(),
+            disorder in 1..30i64,
+            window_position in 0..3usize,
+        ) {
+            // In order but for `disorder`, which the watermark stays behind by: no row is late.
+            events.sort_by_key(|event| event.time / disorder);
+            let input = self::events();
+            let mut filtered = call(&input, count_udaf(), &["v"], "kept");
+            filtered.filter = Some(3);
+            let calls = vec![
+                call(&input, sum_udaf(), &["v"], "total"),
+                call(&input, avg_udaf(), &["v"], "average"),
+                call(&input, max_udaf(), &["s"], "last"),
+                distinct(&input, count_udaf(), "v", "values"),
+                call(&input, median_udaf(), &["v"], "middle"),
+                filtered,
+            ];
+            let node = TumblingAggregate::try_new(&input, WIDTH, vec![0, 1], window_position, "w".into(), calls).unwrap();
+            let mut driver = Driver::new(&node);
+            for run in cut(&events, &lengths) {
+                driver.rows(batch_of(run)).unwrap();
+                let latest = run.last().map_or(0, |event| event.time);
+                driver.watermark(Watermark::At(Time((latest / disorder) * disorder)));
+            }
+            driver.finish();
+            prop_assert_eq!(driver.late, 0);
+
+            let mut group = vec!["k", "s"];
+            group.insert(window_position, "named_struct('start', start, 'end', start + interval '10 nanosecond')");
+            let sql = format!(
+                "SELECT {}, sum(v), avg(v), max(s), count(DISTINCT v), median(v), count(v) FILTER (WHERE keep),
+                    start + interval '9 nanosecond'
+                 FROM (SELECT *, arrow_cast(arrow_cast(_timestamp, 'Int64') / 10 * 10, 'Timestamp(Nanosecond, None)')
+                    AS start FROM events) GROUP BY k, s, start",
+                group.join(", ")
+            );
+            prop_assert_eq!(sorted(lines(&driver.sent_rows())), oracle(batch_of(&events), &sql));
+        }
+    }
+}
