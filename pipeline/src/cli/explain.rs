@@ -1,0 +1,37 @@
+//! `tickhouse explain`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use tickhouse::plan::{Format, explain as explain_plan};
+use tickhouse::run::{PlanOptions, plan};
+
+use super::Outcome;
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tickhouse explain sql/influencers/pipeline.sql --udf target/udfs
+  tickhouse explain pipeline.sql --format dot | dot -Tsvg > pipeline.svg
+  tickhouse explain pipeline.sql --format json | jq '.nodes[].name'")]
+pub struct ExplainArgs {
+    /// The pipeline, a file of SQL
+    pub file: PathBuf,
+    /// text, dot (Graphviz) or json
+    #[arg(long, default_value = "text")]
+    pub format: Format,
+    /// Folder of UDF libraries and their sources
+    #[arg(long, env = "TICKHOUSE_UDF", value_name = "DIR")]
+    pub udf: Option<PathBuf>,
+}
+
+/// Prints the graph on stdout.
+pub fn explain(args: &ExplainArgs) -> Outcome {
+    let options = PlanOptions { udf: args.udf.clone(), ..PlanOptions::default() };
+    let pipeline = plan(&args.file, &options)?;
+    // A reader that went away (`| head`) is not an error worth telling.
+    let _ = std::io::stdout().write_all(explain_plan(&pipeline.job, args.format).as_bytes());
+    Ok(())
+}
