@@ -1,0 +1,39 @@
+# What there is: `make help`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# Settings of `make demo`; each can be given: make demo INFLUENCERS=100000 FOR=230s
+INFLUENCERS ?= 10000
+FOR ?=
+CLICKHOUSE_PORT ?= 8123
+API_PORT ?= 3000
+STATUS_PORT ?= 8080
+
+.PHONY: help setup build demo test lint clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## Check for the tools and fetch the embedded ClickHouse
+	@scripts/setup
+
+build: setup ## Build everything: target/release/{tickhouse,mockstagram} and target/udfs
+	@echo "==> building (the first time takes about 20 minutes on two cores)"
+	cargo build --release --workspace
+	udfs/build
+
+demo: build ## Run the influencer pipeline with all it needs; Ctrl-C stops it [INFLUENCERS=n FOR=230s]
+	@exec target/release/tickhouse up --path target/demo --influencers $(INFLUENCERS) $(if $(FOR),--for $(FOR)) \
+		--clickhouse-port $(CLICKHOUSE_PORT) --api-port $(API_PORT) --status-port $(STATUS_PORT)
+
+test: build ## Run every check and test; ends with one line, N passed, N failed
+	@scripts/test
+
+lint: ## Only the formatter, clippy and the documentation
+	@scripts/test lint
+
+clean: ## Remove what was built (the fetched ClickHouse engine stays in its cache)
+	rm -rf target
