@@ -13,7 +13,7 @@ use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, TimeUnit};
 use arrow::record_batch::RecordBatch;
 use datafusion::error::{DataFusionError, Result};
 
-use super::KeyIndex;
+use super::{KeyIndex, Part};
 use crate::runtime::Time;
 
 /// The rows of a full segment.
@@ -34,6 +34,39 @@ pub struct KeyedTable {
     segments: Vec<Option<Segment>>,
     live: usize,
     segment_rows: usize,
+    unsaved: Unsaved,
+}
+
+/// The key numbers whose rows were written since the last snapshot.
+#[derive(Debug, Default)]
+struct Unsaved {
+    numbers: Vec<u32>,
+    /// By key number.
+    is_noted: Vec<bool>,
+}
+
+impl Unsaved {
+    fn note(&mut self, numbers: &[u32]) {
+        for number in numbers {
+            let at = *number as usize;
+            if at >= self.is_noted.len() {
+                self.is_noted.resize(at + 1, false);
+            }
+            if let Some(noted) = self.is_noted.get_mut(at).filter(|noted| !**noted) {
+                *noted = true;
+                self.numbers.push(*number);
+            }
+        }
+    }
+
+    fn take(&mut self) -> Vec<u32> {
+        self.is_noted.clear();
+        std::mem::take(&mut self.numbers)
+    }
+
+    fn contains(&self, number: u32) -> bool {
+        self.is_noted.get(number as usize).copied().unwrap_or(false)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +107,13 @@ impl KeyedTable {
             segments: Vec::new(),
             live: 0,
             segment_rows: SEGMENT_ROWS,
+            unsaved: Unsaved::default(),
         })
+    }
+
+    /// How many columns a key has: the first of those that are saved.
+    pub fn key_columns(&self) -> usize {
+        self.keys.len()
     }
 
     /// How many keys have a row.
@@ -89,7 +128,8 @@ impl KeyedTable {
 
     /// Reads the rows of `keys`, lets `merge` make the new values of all of `keys` from them, and writes those.
     ///
-    /// The keys must be distinct; `touched` has their times, not null. `merge` returns the value columns, in the order
+    /// The keys must be distinct; `touched` has their times, not null: a row's time is the latest that its key was given.
+    /// `merge` returns the value columns, in the order
     /// of `keys`. When it fails nothing is written.
     pub fn update<E: From<DataFusionError>>(
         &mut self,
@@ -99,13 +139,47 @@ impl KeyedTable {
     ) -> std::result::Result<(), E> {
         let numbers = self.number(keys, touched.len())?;
         let stored = self.read(&numbers)?;
+        let touched = self.latest(touched, &numbers);
         let values = merge(stored)?;
-        let columns = keys.iter().chain(&values).map(Arc::clone).chain([Arc::new(touched.clone()) as ArrayRef]);
+        let columns = keys.iter().chain(&values).map(Arc::clone).chain([Arc::new(touched) as ArrayRef]);
         let columns = columns.map(own).collect::<Result<Vec<_>>>()?;
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(DataFusionError::from)?;
+        self.unsaved.note(&numbers);
         self.append(batch, numbers)?;
         self.compact()?;
         Ok(())
+    }
+
+    /// The rows for a snapshot: those written since the last call of this, each key's once, or all. Keys, values, time of last
+    /// touch. Rows that have expired are not among them: whoever restores expires them again.
+    pub fn save(&mut self, part: Part) -> Result<Vec<RecordBatch>> {
+        let unsaved = self.unsaved.take();
+        let places = match part {
+            Part::Changes => unsaved.iter().filter_map(|number| self.places.get(*number as usize).copied()?).collect(),
+            Part::Everything => self.live_rows(&(0..self.segments.len()).collect::<Vec<_>>()).1,
+        };
+        self.copy(&places)
+    }
+
+    /// Takes back rows that [`KeyedTable::save`] gave, in their order: the last row of a key stands. The table was empty.
+    ///
+    /// # Errors
+    /// Rows of other columns.
+    pub fn restore(&mut self, batches: Vec<RecordBatch>) -> Result<()> {
+        for batch in batches {
+            // Names and nullability may differ between releases of a function; types decide whether the rows can be used.
+            let types = |schema: &Schema| schema.fields().iter().map(|f| f.data_type().clone()).collect::<Vec<_>>();
+            if types(batch.schema_ref()) != types(&self.schema) {
+                let text =
+                    format!("saved rows have columns {:?}, not {:?}", types(batch.schema_ref()), types(&self.schema));
+                return Err(DataFusionError::Execution(text));
+            }
+            let batch = RecordBatch::try_new(Arc::clone(&self.schema), batch.columns().to_vec())?;
+            let keys = batch.columns().get(..self.keys.len()).unwrap_or_default().to_vec();
+            let numbers = self.number(&keys, batch.num_rows())?;
+            self.append(batch, numbers)?;
+        }
+        self.compact()
     }
 
     /// Removes the rows that were last touched before `moment`. Returns how many.
@@ -162,6 +236,17 @@ impl KeyedTable {
         }
         let values = self.keys.len()..self.schema.fields().len() - 1;
         Ok(Stored { positions, values: self.gather(values, &places)? })
+    }
+
+    /// The later of the times given and those that the keys with these numbers have.
+    fn latest(&self, touched: &TimestampNanosecondArray, numbers: &[u32]) -> TimestampNanosecondArray {
+        let before = |number: &u32| {
+            let place = self.places.get(*number as usize).copied().flatten()?;
+            let segment = self.segments.get(place.segment as usize)?.as_ref()?;
+            segment.touched.values().get(place.row as usize).copied()
+        };
+        let latest = |(time, number): (&i64, &u32)| before(number).map_or(*time, |before| before.max(*time));
+        TimestampNanosecondArray::from_iter_values(touched.values().iter().zip(numbers).map(latest))
     }
 
     /// These columns of the rows at `places`.
@@ -249,8 +334,10 @@ impl KeyedTable {
     /// Numbers the keys that have a row anew, and forgets all others.
     fn renumber(&mut self) -> Result<()> {
         let all: Vec<_> = (0..self.segments.len()).collect();
-        let (_, places) = self.live_rows(&all);
+        let (old, places) = self.live_rows(&all);
         let batches = self.copy(&places)?;
+        let unsaved = std::mem::take(&mut self.unsaved);
+        let mut old = old.as_slice();
         self.index = KeyIndex::try_new(&self.keys)?;
         self.places = Vec::new();
         self.segments = Vec::new();
@@ -258,6 +345,10 @@ impl KeyedTable {
         for batch in batches {
             let keys = batch.columns().get(..self.keys.len()).unwrap_or_default().to_vec();
             let numbers = self.number(&keys, batch.num_rows())?;
+            let (were, rest) = old.split_at_checked(numbers.len()).unwrap_or((old, &[]));
+            let still_unsaved = were.iter().zip(&numbers).filter(|(were, _)| unsaved.contains(**were));
+            self.unsaved.note(&still_unsaved.map(|(_, number)| *number).collect::<Vec<_>>());
+            old = rest;
             self.append(batch, numbers)?;
         }
         Ok(())
@@ -316,6 +407,8 @@ mod tests {
         /// Adds 1 to each key's count and appends to its text, at this time.
         Touch(Vec<Key>, i64),
         Expire(i64),
+        /// Saves; the rows are part of the log.
+        Save(Part),
     }
 
     fn table(segment_rows: usize) -> KeyedTable {
@@ -354,7 +447,7 @@ mod tests {
                 seen.insert(i, (*count, text.clone()));
             }
             let row = model.entry(*key).or_default();
-            *row = (row.0 + 1, format!("{}{time},", row.1), time);
+            *row = (row.0 + 1, format!("{}{time},", row.1), time.max(row.2));
         }
         seen
     }
@@ -365,6 +458,8 @@ mod tests {
         let step = prop_oneof![
             5 => (keys, 0..100i64).prop_map(|(keys, time)| Step::Touch(keys, time)),
             1 => (0..110i64).prop_map(Step::Expire),
+            1 => Just(Step::Save(Part::Changes)),
+            1 => Just(Step::Save(Part::Everything)),
         ];
         proptest::collection::vec(step, 1..80)
     }
@@ -372,14 +467,24 @@ mod tests {
     proptest! {
         #[test]
         fn behaves_as_a_map(steps in steps(), segment_rows in 1..40usize) {
-            let mut table = table(segment_rows);
+            let (mut table, mut restored) = (self::table(segment_rows), self::table(segment_rows));
             let mut model = Model::new();
-            for step in steps {
+            // Keys are touched at the watermark or later, and expire behind it.
+            let (mut watermark, mut log) = (0, Vec::new());
+            for step in steps.into_iter().chain([Step::Save(Part::Changes)]) {
                 match step {
                     Step::Touch(keys, time) => {
+                        let time = time.max(watermark);
                         prop_assert_eq!(touch(&mut table, &keys, time), touch_model(&mut model, &keys, time));
                     }
+                    Step::Save(part) => {
+                        if part == Part::Everything {
+                            log.clear();
+                        }
+                        log.extend(table.save(part).unwrap());
+                    }
                     Step::Expire(moment) => {
+                        watermark = watermark.max(moment);
                         let before = model.len();
                         model.retain(|_, (_, _, touched)| *touched >= moment);
                         prop_assert_eq!(table.expire(Time(moment)).unwrap(), before - model.len());
@@ -387,9 +492,41 @@ mod tests {
                 }
                 prop_assert_eq!(table.len(), model.len());
             }
+            restored.restore(log).unwrap();
+            restored.expire(Time(watermark)).unwrap();
             let all: Vec<Key> = (0..60).map(Some).chain([None]).collect();
-            prop_assert_eq!(touch(&mut table, &all, 200), touch_model(&mut model, &all, 200));
+            let expected = touch_model(&mut model, &all, 200);
+            prop_assert_eq!(touch(&mut table, &all, 200), expected.clone());
+            prop_assert_eq!(touch(&mut restored, &all, 200), expected);
+            prop_assert_eq!(restored.save(Part::Changes).unwrap().iter().map(RecordBatch::num_rows).sum::<usize>(), 61);
         }
+    }
+
+    #[test]
+    fn a_snapshot_of_changes_has_what_has_changed() {
+        let mut table = table(64);
+        touch(&mut table, &(0..500).map(Some).collect::<Vec<_>>(), 1);
+        let count =
+            |table: &mut KeyedTable, part| table.save(part).unwrap().iter().map(RecordBatch::num_rows).sum::<usize>();
+        assert_eq!(count(&mut table, Part::Changes), 500);
+        for round in 0..20 {
+            touch(&mut table, &[Some(3), Some(100 + round)], 2);
+        }
+        assert_eq!(count(&mut table, Part::Changes), 21, "each key once");
+        assert_eq!(count(&mut table, Part::Changes), 0);
+        assert_eq!(count(&mut table, Part::Everything), 500);
+    }
+
+    #[test]
+    fn rows_of_other_columns_are_not_taken_back() {
+        let other = Arc::new(Field::new("count", DataType::Float64, true));
+        let mut saved =
+            KeyedTable::try_new(vec![Arc::new(Field::new("key", DataType::Int64, true))], &[other]).unwrap();
+        let keys: Vec<ArrayRef> = vec![Arc::new(Int64Array::from(vec![1]))];
+        let values = || Arc::new(arrow::array::Float64Array::from(vec![1.0])) as ArrayRef;
+        let times = TimestampNanosecondArray::from(vec![1]);
+        saved.update(&keys, &times, |_| Ok::<_, DataFusionError>(vec![values()])).unwrap();
+        assert!(table(64).restore(saved.save(Part::Everything).unwrap()).is_err());
     }
 
     #[test]
