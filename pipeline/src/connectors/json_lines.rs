@@ -10,6 +10,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::formats::json::Encoder;
 use crate::runtime::{Context, Operator, OperatorError};
+use crate::state::{Restored, Snapshot};
 
 /// Lines held while a write is under way; beyond this the input waits.
 const MAX_BUFFERED: usize = 1 << 20;
@@ -20,6 +21,12 @@ pub(super) type Output = Box<dyn AsyncWrite + Send + Unpin>;
 /// Whoever opens or writes.
 type Work = BoxFuture<'static, io::Result<Output>>;
 
+/// Opens what was written to before, cut off behind so many bytes.
+pub(super) type Reopen = Box<dyn FnOnce(u64) -> Work + Send>;
+
+/// The saved value that says how many bytes were written.
+const WRITTEN: &str = "written";
+
 /// Writes each batch's lines at once, in order. The writes are held here and driven by the runtime.
 pub(super) struct JsonLines {
     /// What the lines are written to, for messages.
@@ -28,6 +35,11 @@ pub(super) struct JsonLines {
     buffer: Vec<u8>,
     /// Rows in `buffer`, and in the write under way.
     rows: (usize, usize),
+    /// Bytes written, those of the write under way included.
+    written: u64,
+    /// For what can be cut off and written on.
+    reopen: Option<Reopen>,
+    is_resumable: bool,
     state: State,
 }
 
@@ -43,7 +55,22 @@ enum State {
 impl JsonLines {
     /// A sink into what `open` opens.
     pub(super) fn new(target: String, encoder: Encoder, open: Work) -> Self {
-        Self { target, encoder, buffer: Vec::new(), rows: (0, 0), state: State::Busy(open) }
+        Self {
+            target,
+            encoder,
+            buffer: Vec::new(),
+            rows: (0, 0),
+            written: 0,
+            reopen: None,
+            is_resumable: false,
+            state: State::Busy(open),
+        }
+    }
+
+    /// The same sink, for an output that a pipeline which goes on from a checkpoint goes on with: what was written behind
+    /// the checkpoint is cut off.
+    pub(super) fn resumable(self, reopen: Reopen) -> Self {
+        Self { reopen: Some(reopen), is_resumable: true, ..self }
     }
 
     fn failed(&self, error: io::Error) -> OperatorError {
@@ -64,6 +91,24 @@ async fn write(mut output: Output, lines: Vec<u8>) -> io::Result<Output> {
 }
 
 impl Operator for JsonLines {
+    fn restore(&mut self, state: &Restored) -> Result<(), OperatorError> {
+        if let Some(written) = state.values(WRITTEN)?.into_iter().next()
+            && let Some(reopen) = self.reopen.take()
+        {
+            self.written = written;
+            // What would have begun anew has not been asked to yet.
+            self.state = State::Busy(reopen(written));
+        }
+        Ok(())
+    }
+
+    fn snapshot(&mut self, snapshot: &mut Snapshot<'_>) -> Result<(), OperatorError> {
+        if self.is_resumable {
+            snapshot.value(WRITTEN, self.written);
+        }
+        Ok(())
+    }
+
     fn process(&mut self, _: usize, batch: RecordBatch, _: &mut Context<'_>) -> Result<(), OperatorError> {
         self.rows.0 += batch.num_rows();
         Ok(self.encoder.encode(&batch, &mut self.buffer)?)
@@ -72,6 +117,7 @@ impl Operator for JsonLines {
     fn poll_work(&mut self, task: &mut task::Context<'_>, cx: &mut Context<'_>) -> Poll<Result<(), OperatorError>> {
         match std::mem::replace(&mut self.state, State::Failed) {
             State::Idle(output) if !self.buffer.is_empty() => {
+                self.written += self.buffer.len() as u64;
                 self.state = State::Busy(write(output, std::mem::take(&mut self.buffer)).boxed());
                 self.rows = (0, self.rows.0);
                 Poll::Ready(Ok(()))

@@ -243,6 +243,18 @@ impl Groups {
         Ok(&self.numbers)
     }
 
+    /// Merges the states of `rows` keys, as [`Groups::take_states`] gives them.
+    pub(super) fn merge(
+        &mut self,
+        functions: &Functions,
+        keys: &[ArrayRef],
+        states: &[ArrayRef],
+        rows: usize,
+    ) -> Result<(), OperatorError> {
+        self.keys.intern(keys, rows, &mut self.numbers)?;
+        self.accumulators.merge(functions, states, &self.numbers, self.keys.len())
+    }
+
     /// The key columns and the functions' values, one row per group; nothing is left. There must be a group.
     pub(super) fn take_values(&mut self) -> Result<(Vec<ArrayRef>, Vec<ArrayRef>), OperatorError> {
         Ok((self.keys.take()?, self.accumulators.values()?))

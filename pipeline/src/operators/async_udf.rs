@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::Duration;
 
-use arrow::array::ArrayRef;
+use arrow::array::{ArrayRef, UInt32Array};
+use arrow::compute::{concat_batches, take_record_batch};
 use arrow::datatypes::{Field, SchemaRef};
 use arrow::record_batch::RecordBatch;
 
@@ -16,8 +17,12 @@ use crate::plan::{NodePlan, StreamSchema};
 use crate::runtime::{
     AsyncCalls, AsyncFunction, Barrier, Body, Context, Operator, OperatorError, Stage, Subtask, Watermark,
 };
+use crate::state::{Restored, Snapshot};
 
 const KIND: &str = "async_udf";
+
+/// The saved table of rows that have no result, in the columns of the input.
+const PENDING: &str = "pending";
 
 /// How long a result waits for others to leave in the same batch.
 const LINGER: Duration = Duration::from_millis(20);
@@ -28,7 +33,11 @@ const ORDERED_WINDOW: usize = 8;
 /// Adds to each row the result of an [`AsyncFunction`], with many calls in flight at once.
 ///
 /// Rows leave as results come, or in the order in which they came when the function is ordered. A watermark leaves
-/// behind all rows that came before it. A barrier waits for all calls.
+/// behind all rows that came before it.
+///
+/// Where state is saved, a barrier does not wait for calls: rows without a result are saved, and called for again by a pipeline
+/// that goes on from there. A barrier that stops the pipeline waits for all calls, and so does every barrier where no state is
+/// saved.
 #[derive(Debug)]
 pub struct AsyncUdf {
     function: Arc<dyn AsyncFunction>,
@@ -113,6 +122,8 @@ impl Stage for AsyncUdf {
             gathered: Gathered::default(),
             watermarks: VecDeque::new(),
             draining: false,
+            empties: false,
+            saves: subtask.run.is_some(),
             result: self.output.visible_len() - 1,
             output: Arc::clone(self.output.schema()),
         })))
@@ -141,8 +152,12 @@ struct AsyncUdfOperator {
     gathered: Gathered,
     /// Watermarks, each with the number of the first row behind it.
     watermarks: VecDeque<(u64, Watermark)>,
-    /// A barrier or the end waits for all rows: results are sent without waiting for more.
+    /// A barrier or the end has come: results are sent without waiting for more.
     draining: bool,
+    /// It waits for all rows.
+    empties: bool,
+    /// Whether state is saved.
+    saves: bool,
     /// Where the result's column is in the output.
     result: usize,
     output: SchemaRef,
@@ -166,6 +181,14 @@ enum Row {
 impl AsyncUdfOperator {
     fn has_unsent(&self) -> bool {
         self.batches.back().is_some_and(|pending| pending.sent < pending.batch.num_rows())
+    }
+
+    fn take_in(&mut self, batch: RecordBatch) {
+        let args = self.args.iter().filter_map(|index| batch.columns().get(*index)).map(Arc::clone).collect();
+        let first = self.received;
+        self.received += batch.num_rows() as u64;
+        self.batches.push_back(Pending { first, batch, args, sent: 0 });
+        self.draining = false;
     }
 
     /// Makes calls for the rows that wait, as far as the limits and the function allow. Returns how many.
@@ -260,19 +283,45 @@ impl AsyncUdfOperator {
         Ok(())
     }
 
-    fn drain(&mut self, cx: &mut Context<'_>) -> Result<(), OperatorError> {
-        self.draining = true;
+    fn drain(&mut self, empties: bool, cx: &mut Context<'_>) -> Result<(), OperatorError> {
+        (self.draining, self.empties) = (true, empties);
         self.send_on(cx)
+    }
+
+    /// The rows that have not left, in order.
+    fn unanswered(&self) -> Result<Vec<RecordBatch>, OperatorError> {
+        let has_left = |id: u64| match id.checked_sub(self.first) {
+            None => true,
+            Some(index) => usize::try_from(index).is_ok_and(|at| matches!(self.rows.get(at), Some(Row::Gathered))),
+        };
+        let left = |pending: &Pending| {
+            let rows = 0..pending.batch.num_rows() as u32;
+            let rows: UInt32Array =
+                rows.filter(|row| !has_left(pending.first + u64::from(*row))).collect::<Vec<_>>().into();
+            take_record_batch(&pending.batch, &rows)
+        };
+        let batches = self.batches.iter().map(left).filter(|batch| batch.as_ref().map_or(true, |b| b.num_rows() > 0));
+        Ok(batches.collect::<Result<_, _>>()?)
     }
 }
 
 impl Operator for AsyncUdfOperator {
+    /// In one batch, since only the last may have rows that are not sent.
+    fn restore(&mut self, state: &Restored) -> Result<(), OperatorError> {
+        let batches = state.dealt(PENDING);
+        let Some(first) = batches.first() else { return Ok(()) };
+        let batch = concat_batches(first.schema_ref(), &batches)?;
+        self.take_in(batch);
+        Ok(())
+    }
+
+    fn snapshot(&mut self, snapshot: &mut Snapshot<'_>) -> Result<(), OperatorError> {
+        snapshot.rows(PENDING, self.unanswered()?);
+        Ok(())
+    }
+
     fn process(&mut self, _input: usize, batch: RecordBatch, _cx: &mut Context<'_>) -> Result<(), OperatorError> {
-        let args = self.args.iter().filter_map(|index| batch.columns().get(*index)).map(Arc::clone).collect();
-        let first = self.received;
-        self.received += batch.num_rows() as u64;
-        self.batches.push_back(Pending { first, batch, args, sent: 0 });
-        self.draining = false;
+        self.take_in(batch);
         Ok(())
     }
 
@@ -310,16 +359,17 @@ impl Operator for AsyncUdfOperator {
         !self.has_unsent() && self.in_flight < self.limit && self.rows.len() < self.window
     }
 
-    fn barrier(&mut self, _barrier: Barrier, cx: &mut Context<'_>) -> Result<(), OperatorError> {
-        self.drain(cx)
+    fn barrier(&mut self, barrier: Barrier, cx: &mut Context<'_>) -> Result<(), OperatorError> {
+        self.drain(barrier.stop || !self.saves, cx)
     }
 
     fn is_settled(&self) -> bool {
-        self.rows.is_empty() && !self.has_unsent() && self.gathered.is_empty() && self.watermarks.is_empty()
+        let is_empty = || self.rows.is_empty() && !self.has_unsent() && self.watermarks.is_empty();
+        self.gathered.is_empty() && (!self.empties || is_empty())
     }
 
     fn finish(&mut self, cx: &mut Context<'_>) -> Result<(), OperatorError> {
-        self.drain(cx)
+        self.drain(true, cx)
     }
 
     fn in_flight(&self) -> usize {

@@ -17,6 +17,7 @@ mod unnest;
 mod updating_aggregate;
 mod updating_rows;
 mod watermark;
+mod window_groups;
 
 pub use aggregate::AggregateCall;
 pub use async_udf::AsyncUdf;

@@ -38,7 +38,8 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(stage: &dyn Stage) -> Self {
         let clock = Clock::system();
-        let subtask = Subtask { pipeline: "test".into(), node: "node".into(), index: 0, parallelism: 1, clock };
+        let subtask =
+            Subtask { pipeline: "test".into(), node: "node".into(), index: 0, parallelism: 1, clock, run: None };
         let Body::Operator(operator) = stage.build(&subtask).unwrap() else { panic!("an operator") };
         let schema = Arc::clone(stage.output().unwrap().schema());
         let (outbox, now) = (Outbox::default(), Time(1_000_000_000));

@@ -7,15 +7,23 @@ use std::time::Duration;
 
 use arrow::array::{ArrayRef, AsArray, StructArray, TimestampNanosecondArray, UInt32Array};
 use arrow::compute::take_record_batch;
-use arrow::datatypes::{DataType, Field, FieldRef, Fields, SchemaRef, TimeUnit, TimestampNanosecondType};
+use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef, TimeUnit, TimestampNanosecondType};
 use arrow::record_batch::RecordBatch;
 
-use super::aggregate::{Aggregation, Functions, Groups};
+use super::aggregate::{Aggregation, Functions};
+use super::window_groups::{Piece, WindowGroups};
 use super::{AggregateCall, BATCH_ROWS, NodeError};
 use crate::plan::{NodePlan, StreamKind, StreamSchema};
 use crate::runtime::{Body, Context, Operator, OperatorError, Stage, Subtask, Time, Watermark};
+use crate::state::{Part, Restored, Snapshot};
 
 const KIND: &str = "tumbling_aggregate";
+
+/// The saved table of open windows: the window's start, the keys, the functions' states; any number of rows per key.
+const GROUPS: &str = "groups";
+
+/// The saved value that holds the watermark.
+const WATERMARK: &str = "watermark";
 
 /// Groups rows by key and by the window their event time falls into, and sends a window's groups once, when the
 /// watermark has reached its end. Windows begin at multiples of their width since the Unix epoch.
@@ -90,16 +98,25 @@ impl NodePlan for TumblingAggregate {
 
 impl Stage for TumblingAggregate {
     fn build(&self, _subtask: &Subtask) -> Result<Body, OperatorError> {
+        let functions = Functions::try_new(&self.aggregation.calls)?;
         Ok(Body::Operator(Box::new(TumblingAggregateOperator {
-            functions: Functions::try_new(&self.aggregation.calls)?,
             aggregation: self.aggregation.clone(),
             width: self.width,
             window_position: self.window_position,
             output: Arc::clone(self.output.schema()),
+            saved: saved_schema(&self.aggregation, &functions),
+            functions,
             windows: BTreeMap::new(),
             watermark: Time::MIN,
         })))
     }
+}
+
+/// The columns of [`GROUPS`].
+fn saved_schema(aggregation: &Aggregation, functions: &Functions) -> SchemaRef {
+    let start = Field::new("_start", DataType::Timestamp(TimeUnit::Nanosecond, None), false);
+    let fields = aggregation.keys.iter().chain(functions.state_fields()).cloned();
+    Arc::new(Schema::new(std::iter::once(Arc::new(start)).chain(fields).collect::<Vec<_>>()))
 }
 
 /// One subtask of a [`TumblingAggregate`].
@@ -109,8 +126,9 @@ struct TumblingAggregateOperator {
     width: i64,
     window_position: usize,
     output: SchemaRef,
+    saved: SchemaRef,
     /// The open windows, by their start.
-    windows: BTreeMap<i64, Groups>,
+    windows: BTreeMap<i64, WindowGroups>,
     watermark: Time,
 }
 
@@ -132,10 +150,9 @@ impl TumblingAggregateOperator {
         }
         let groups = match self.windows.entry(start) {
             Entry::Occupied(open) => open.into_mut(),
-            Entry::Vacant(new) => new.insert(Groups::try_new(&self.aggregation, &self.functions)?),
+            Entry::Vacant(new) => new.insert(WindowGroups::try_new(&self.aggregation, &self.functions)?),
         };
-        groups.add(&self.aggregation, &self.functions, batch)?;
-        Ok(())
+        groups.add(&self.aggregation, &self.functions, batch)
     }
 
     /// Adds rows of several windows: brought into the order of their windows, then cut.
@@ -159,10 +176,9 @@ impl TumblingAggregateOperator {
         Ok(())
     }
 
-    fn send(&self, start: i64, mut groups: Groups, cx: &mut Context<'_>) -> Result<(), OperatorError> {
-        let rows = groups.len();
+    fn send(&self, start: i64, groups: WindowGroups, cx: &mut Context<'_>) -> Result<(), OperatorError> {
         let end = self.end(start);
-        let (mut columns, values) = groups.take_values()?;
+        let (mut columns, values, rows) = groups.into_values(&self.aggregation, &self.functions)?;
         let constant = |time: i64| Arc::new(TimestampNanosecondArray::from_value(time, rows)) as ArrayRef;
         let window = StructArray::try_new(bounds(), vec![constant(start), constant(end)], None)?;
         columns.insert(self.window_position, Arc::new(window));
@@ -176,7 +192,63 @@ impl TumblingAggregateOperator {
     }
 }
 
+impl TumblingAggregateOperator {
+    /// A piece of a window's groups as it is saved.
+    fn saved(&self, start: i64, piece: &Piece) -> Result<RecordBatch, OperatorError> {
+        let starts = Arc::new(TimestampNanosecondArray::from_value(start, piece.rows));
+        Ok(RecordBatch::try_new(Arc::clone(&self.saved), piece.columns(starts))?)
+    }
+
+    /// Takes back a saved batch: pieces, one after the other, of windows that have not closed.
+    fn restore_batch(&mut self, batch: &RecordBatch) -> Result<(), OperatorError> {
+        let Some(starts) = batch.columns().first().and_then(|column| column.as_primitive_opt()) else {
+            return Err(OperatorError::internal("the saved groups have no windows"));
+        };
+        let starts: &TimestampNanosecondArray = starts;
+        let mut offset = 0;
+        for run in starts.values().chunk_by(|a, b| a == b) {
+            let start = run.first().copied().unwrap_or_default();
+            let rows = batch.slice(offset, run.len());
+            offset += run.len();
+            if self.end(start) <= self.watermark.0 {
+                continue;
+            }
+            let mut columns = rows.columns().iter().skip(1).cloned();
+            let keys = columns.by_ref().take(self.aggregation.keys.len()).collect();
+            let groups = match self.windows.entry(start) {
+                Entry::Occupied(open) => open.into_mut(),
+                Entry::Vacant(new) => new.insert(WindowGroups::try_new(&self.aggregation, &self.functions)?),
+            };
+            groups.restore(keys, columns.collect(), rows.num_rows());
+        }
+        Ok(())
+    }
+}
+
 impl Operator for TumblingAggregateOperator {
+    fn restore(&mut self, state: &Restored) -> Result<(), OperatorError> {
+        self.watermark = state.values(WATERMARK)?.into_iter().max().map_or(Time::MIN, Time);
+        let keys: Vec<usize> = (1..=self.aggregation.keys.len()).collect();
+        state.keyed(GROUPS, &keys)?.iter().try_for_each(|batch| self.restore_batch(batch))
+    }
+
+    fn snapshot(&mut self, snapshot: &mut Snapshot<'_>) -> Result<(), OperatorError> {
+        snapshot.value(WATERMARK, self.watermark.0);
+        let mut changes = Vec::new();
+        for (start, groups) in &mut self.windows {
+            changes.extend(groups.save(&self.aggregation, &self.functions)?.map(|piece| (*start, piece)));
+        }
+        let live = self.windows.values().flat_map(WindowGroups::pieces).map(|piece| piece.rows).sum();
+        snapshot.log(GROUPS, live, |part| match part {
+            Part::Changes => changes.iter().map(|(start, piece)| self.saved(*start, piece)).collect(),
+            Part::Everything => {
+                let pieces =
+                    self.windows.iter().flat_map(|(start, groups)| groups.pieces().iter().map(|p| (*start, p)));
+                pieces.map(|(start, piece)| self.saved(start, piece)).collect()
+            }
+        })
+    }
+
     fn process(&mut self, _input: usize, batch: RecordBatch, cx: &mut Context<'_>) -> Result<(), OperatorError> {
         let times = batch.column(self.aggregation.timestamp).as_primitive::<TimestampNanosecondType>().values().clone();
         let (earliest, latest) = times.iter().fold((i64::MAX, i64::MIN), |(a, b), t| (a.min(*t), b.max(*t)));
@@ -190,7 +262,7 @@ impl Operator for TumblingAggregateOperator {
 
     fn watermark(&mut self, watermark: Watermark, cx: &mut Context<'_>) -> Result<(), OperatorError> {
         if let Watermark::At(time) = watermark {
-            self.watermark = time;
+            self.watermark = self.watermark.max(time);
             while let Some(open) = self.windows.first_entry() {
                 if open.key().saturating_add(self.width) > time.0 {
                     break;

@@ -14,8 +14,13 @@ use super::updating_rows::{Changes, UpdatingRows, cut};
 use super::{AggregateCall, BATCH_ROWS, NodeError};
 use crate::plan::{NodePlan, StreamKind, StreamSchema};
 use crate::runtime::{Barrier, Body, Context, Operator, OperatorError, Stage, Subtask, Time, Watermark};
+use crate::state::{Restored, Snapshot};
 
 const KIND: &str = "updating_aggregate";
+
+/// The saved values that hold the watermark, and since when keys must have been touched not to be forgotten.
+const WATERMARK: &str = "watermark";
+const EXPIRED: &str = "expired";
 
 /// How long changes are gathered before they are sent.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -175,6 +180,22 @@ impl UpdatingAggregateOperator {
 }
 
 impl Operator for UpdatingAggregateOperator {
+    fn restore(&mut self, state: &Restored) -> Result<(), OperatorError> {
+        let latest = |times: Vec<i64>| times.into_iter().max().map_or(Time::MIN, Time);
+        self.watermark = latest(state.values(WATERMARK)?);
+        self.expired = latest(state.values(EXPIRED)?);
+        self.rows.restore(state)?;
+        // The log still has the rows of keys that were forgotten.
+        self.rows.expire(self.expired)
+    }
+
+    /// The delta is empty: it was flushed for the barrier.
+    fn snapshot(&mut self, snapshot: &mut Snapshot<'_>) -> Result<(), OperatorError> {
+        snapshot.value(WATERMARK, self.watermark.0);
+        snapshot.value(EXPIRED, self.expired.0);
+        self.rows.snapshot(snapshot)
+    }
+
     fn process(&mut self, _input: usize, batch: RecordBatch, cx: &mut Context<'_>) -> Result<(), OperatorError> {
         let times = batch.column(self.aggregation.timestamp).as_primitive::<TimestampNanosecondType>();
         let groups = self.delta.add(&self.aggregation, &self.functions, &batch)?;
@@ -203,7 +224,7 @@ impl Operator for UpdatingAggregateOperator {
         match watermark {
             Watermark::At(Time::MAX) if self.flushing.is_none() => self.flush(cx),
             Watermark::At(time) if time < Time::MAX => {
-                self.watermark = time;
+                self.watermark = self.watermark.max(time);
                 if self.is_flushed() { self.flush_more(cx) } else { Ok(()) }
             }
             _ if self.is_flushed() => self.flush_more(cx),

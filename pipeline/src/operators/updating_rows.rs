@@ -12,7 +12,10 @@ use arrow::record_batch::RecordBatch;
 
 use super::aggregate::{Aggregation, Functions};
 use crate::runtime::{OperatorError, Time};
-use crate::state::{KeyedTable, Stored};
+use crate::state::{KeyedTable, Restored, Snapshot, Stored};
+
+/// The saved table: keys, the functions' states, unstable values, time of last touch.
+const ROWS: &str = "rows";
 
 /// What has happened to some keys: one row per key.
 pub(super) struct Changes {
@@ -71,6 +74,17 @@ impl UpdatingRows {
     pub(super) fn expire(&mut self, moment: Time) -> Result<(), OperatorError> {
         self.table.expire(moment)?;
         Ok(())
+    }
+
+    /// Saves the rows that have changed since the last snapshot.
+    pub(super) fn snapshot(&mut self, snapshot: &mut Snapshot<'_>) -> Result<(), OperatorError> {
+        Ok(snapshot.log(ROWS, self.table.len(), |part| self.table.save(part))?)
+    }
+
+    /// Takes back the saved rows of the keys that belong here.
+    pub(super) fn restore(&mut self, state: &Restored) -> Result<(), OperatorError> {
+        let keys: Vec<usize> = (0..self.table.key_columns()).collect();
+        Ok(self.table.restore(state.keyed(ROWS, &keys)?)?)
     }
 
     /// Merges `changes` into the rows of their keys, as touched at `watermark` or later. Returns, for each key whose

@@ -13,11 +13,15 @@ use super::NodeError;
 use super::error::column;
 use crate::plan::{NodePlan, StreamSchema};
 use crate::runtime::{self, Body, Context, Operator, OperatorError, Stage, Subtask, Time};
+use crate::state::{Restored, Snapshot};
 
 const KIND: &str = "watermark";
 
 /// How far the watermark stays behind the latest event time where no expression says otherwise.
 const DEFAULT_DELAY: Duration = Duration::from_secs(1);
+
+/// The saved value that holds how far the watermark has come; null before the first row.
+const REACHED: &str = "reached";
 
 /// How often a watermark is sent: each time event time has moved this far, or this long after it moved less.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -193,7 +197,24 @@ fn to_nanoseconds(times: &ArrayRef) -> Result<ArrayRef, arrow::error::ArrowError
 }
 
 impl Operator for WatermarkOperator {
+    /// The least of what was reached: whoever reads this has been told no more.
+    fn restore(&mut self, state: &Restored) -> Result<(), OperatorError> {
+        let least = |times: Vec<Option<i64>>| times.into_iter().min().flatten().map(Time);
+        self.reached = least(state.values(REACHED)?);
+        self.sent = self.reached;
+        Ok(())
+    }
+
+    fn snapshot(&mut self, snapshot: &mut Snapshot<'_>) -> Result<(), OperatorError> {
+        snapshot.value(REACHED, self.reached.max(self.sent).map(|time| time.0));
+        Ok(())
+    }
+
     fn start(&mut self, cx: &mut Context<'_>) -> Result<(), OperatorError> {
+        if let Some(sent) = self.sent {
+            // Readers go on from their own state, but not from what they were told.
+            cx.emit_watermark(runtime::Watermark::At(sent));
+        }
         self.idle_at = Some(cx.now().after(self.idle));
         self.set_timer(cx);
         Ok(())

@@ -20,6 +20,7 @@ pub enum Output {
 pub struct Outbox {
     outputs: VecDeque<Output>,
     wake: Option<Time>,
+    wants_checkpoint: bool,
     counts: Counts,
 }
 
@@ -41,6 +42,11 @@ impl Outbox {
     /// Takes the moment at which [`super::Operator::timer`] is due, if one was asked for.
     pub fn take_wake(&mut self) -> Option<Time> {
         self.wake.take()
+    }
+
+    /// Takes whether a checkpoint was asked for.
+    pub fn take_wants_checkpoint(&mut self) -> bool {
+        std::mem::take(&mut self.wants_checkpoint)
     }
 
     /// Takes what was counted since the last call of this.
@@ -95,6 +101,12 @@ impl<'a> Context<'a> {
     pub fn wake_at(&mut self, moment: Time) {
         let earliest = self.outbox.wake.map_or(moment, |open| open.min(moment));
         self.outbox.wake = Some(earliest);
+    }
+
+    /// Asks for a checkpoint now, or as soon as the one under way is complete, rather than at the end of the interval: for
+    /// an operator that holds much until then.
+    pub fn want_checkpoint(&mut self) {
+        self.outbox.wants_checkpoint = true;
     }
 
     /// Counts rows that were left out because they came behind the watermark.

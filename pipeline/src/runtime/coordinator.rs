@@ -1,17 +1,20 @@
-//! Starts checkpoints, learns of their end, and sees a running pipeline to its own.
+//! Starts checkpoints, has them written, tells of their completion, and sees a running pipeline to its end.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::metrics::Metrics;
+use super::rounds::{Complete, Rounds};
 use super::run::{Finished, Reason};
 use super::subtask::{Outcome, Report};
-use super::{Barrier, Epoch, OperatorError, PipelineError};
+use super::{Barrier, Clock, Epoch, OperatorError, PipelineError};
+use crate::state::{Checkpoints, StateError, SubtaskSnapshot, Written};
 
 /// What the pipeline was told to do; only ever upwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,65 +38,149 @@ pub type Place = (String, usize);
 pub struct Coordinator {
     /// All subtasks, running.
     pub tasks: JoinSet<Done>,
-    /// Where each subtask belongs, by its number.
+    /// Where each subtask belongs, by its number: in the order of the nodes.
     pub places: Vec<Place>,
     /// Takes barriers to each subtask of a source; closed when it has ended.
     pub sources: Vec<mpsc::UnboundedSender<Barrier>>,
+    /// By subtask: tells one of an operator that a checkpoint with something that it has handed over is complete.
+    pub completions: Vec<Option<mpsc::UnboundedSender<Epoch>>>,
     /// From all subtasks.
     pub reports: mpsc::UnboundedReceiver<Report>,
     /// What the pipeline was told to do.
     pub commands: watch::Receiver<Command>,
     /// How often a checkpoint is started.
     pub checkpoint_interval: Duration,
+    /// Whether checkpoints are written; if not, an epoch is complete when every subtask has passed its barrier.
+    pub saves: bool,
+    /// Where checkpoints are written; away while one is.
+    pub checkpoints: Option<Checkpoints>,
+    /// Tells when a checkpoint was completed.
+    pub clock: Clock,
     /// Shows the last epoch.
     pub metrics: Arc<Metrics>,
 }
+
+/// A checkpoint that is being written: gives back what it was written with.
+type Writing = BoxFuture<'static, (Option<Checkpoints>, Complete, Result<Written, StateError>)>;
 
 impl Coordinator {
     /// Runs until every subtask is over. The first error ends them all.
     pub async fn run(mut self) -> Result<Finished, PipelineError> {
         let sources = std::mem::take(&mut self.sources);
-        let mut epochs = Epochs::new(sources, self.places.len(), Arc::clone(&self.metrics));
-        let result = self.supervise(&mut epochs).await;
+        let first = self.checkpoints.as_ref().map_or(1, Checkpoints::next_epoch);
+        let mut rounds = Rounds::new(sources, self.places.len(), Epoch(first), Arc::clone(&self.metrics));
+        let result = self.supervise(&mut rounds).await;
         self.tasks.shutdown().await;
         let reason = result?;
-        Ok(Finished { reason, last_epoch: epochs.last })
+        Ok(Finished { reason, last_epoch: rounds.last })
     }
 
-    async fn supervise(&mut self, epochs: &mut Epochs) -> Result<Reason, PipelineError> {
-        let first_tick = Instant::now() + self.checkpoint_interval;
-        let mut ticks = interval_at(first_tick, self.checkpoint_interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    async fn supervise(&mut self, rounds: &mut Rounds) -> Result<Reason, PipelineError> {
+        let mut ticks = self.ticks();
         let (mut stopping, mut stopped) = (false, false);
+        let mut writing: Option<Writing> = None;
         loop {
-            if stopping && epochs.current.is_none() {
-                stopping = false;
-                epochs.begin(true);
-            }
-            tokio::select! {
-                biased;
-                command = next_command(&mut self.commands) => match command {
-                    Command::Run => {}
-                    Command::Stop => stopping = true,
-                    Command::Abort => return Ok(Reason::Aborted),
-                },
-                Some(report) = self.reports.recv() => epochs.report(report),
-                done = self.tasks.join_next() => {
-                    // Whoever has ended has reported before.
-                    while let Ok(report) = self.reports.try_recv() {
-                        epochs.report(report);
-                    }
-                    let Some(done) = done else {
-                        return Ok(if stopped { Reason::Stopped } else { Reason::SourcesEnded });
-                    };
-                    if let Some((subtask, outcome)) = self.ended(done)? {
-                        stopped |= outcome == Outcome::Stopped;
-                        epochs.end(subtask, outcome);
-                    }
+            if rounds.is_idle() && writing.is_none() {
+                if self.saves && rounds.has_last_words() {
+                    writing = Some(self.write(rounds.take_last_words()));
+                } else if stopping || rounds.is_wanted() {
+                    rounds.begin(std::mem::take(&mut stopping));
                 }
-                _ = ticks.tick(), if epochs.current.is_none() => epochs.begin(false),
+            }
+            let complete = tokio::select! {
+                biased;
+                command = next_command(&mut self.commands) => {
+                    match command {
+                        Command::Run => {}
+                        Command::Stop => stopping = true,
+                        Command::Abort => return Ok(Reason::Aborted),
+                    }
+                    None
+                }
+                (checkpoints, complete, written) = pending_or(&mut writing) => {
+                    writing = None;
+                    self.checkpoints = checkpoints;
+                    self.completed(rounds, &complete, written)?;
+                    None
+                }
+                Some(report) = self.reports.recv() => rounds.hear(report),
+                done = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    // Whoever has ended has reported before.
+                    let mut complete = None;
+                    while let Ok(report) = self.reports.try_recv() {
+                        complete = complete.or(rounds.hear(report));
+                    }
+                    if let Some((subtask, outcome)) = done.map(|done| self.ended(done)).transpose()?.flatten() {
+                        stopped |= outcome == Outcome::Stopped;
+                        complete = complete.or(rounds.end(subtask, outcome));
+                    }
+                    complete
+                }
+                _ = ticks.tick(), if rounds.is_idle() && writing.is_none() => {
+                    rounds.begin(false);
+                    None
+                }
+            };
+            if let Some(complete) = complete {
+                writing = Some(self.write(complete));
+            }
+            if self.tasks.is_empty() && writing.is_none() && !(self.saves && rounds.has_last_words()) {
+                return Ok(if stopped { Reason::Stopped } else { Reason::SourcesEnded });
             }
         }
+    }
+
+    fn ticks(&self) -> Interval {
+        let mut ticks = interval_at(Instant::now() + self.checkpoint_interval, self.checkpoint_interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks
+    }
+
+    /// Begins to write a checkpoint.
+    fn write(&mut self, mut complete: Complete) -> Writing {
+        let Some(mut checkpoints) = self.checkpoints.take() else {
+            return async move { (None, complete, Ok(Written::default())) }.boxed();
+        };
+        let snapshots = self.by_node(std::mem::take(&mut complete.snapshots));
+        let micros = self.clock.now().0 / 1_000;
+        async move {
+            let written = checkpoints.write(complete.epoch.0, micros, snapshots).await;
+            (Some(checkpoints), complete, written)
+        }
+        .boxed()
+    }
+
+    /// The snapshots of all subtasks, by node and subtask.
+    fn by_node(&self, snapshots: Vec<Option<SubtaskSnapshot>>) -> Vec<Vec<Option<SubtaskSnapshot>>> {
+        let mut nodes: Vec<Vec<Option<SubtaskSnapshot>>> = Vec::new();
+        for ((_, index), snapshot) in self.places.iter().zip(snapshots) {
+            if *index == 0 {
+                nodes.push(Vec::new());
+            }
+            if let Some(node) = nodes.last_mut() {
+                node.push(snapshot);
+            }
+        }
+        nodes
+    }
+
+    /// A checkpoint is written, or cannot be.
+    fn completed(
+        &self,
+        rounds: &mut Rounds,
+        complete: &Complete,
+        written: Result<Written, StateError>,
+    ) -> Result<(), PipelineError> {
+        let written = written.map_err(|error| {
+            let text = format!("checkpoint {} cannot be saved: {error}", complete.epoch);
+            PipelineError::at_start("checkpoints", OperatorError::external(text))
+        })?;
+        rounds.completed(complete.epoch, complete.started, written);
+        for subtask in complete.from.iter().filter_map(|subtask| self.completions.get(*subtask)?.as_ref()) {
+            // One that is gone need not know.
+            let _ = subtask.send(complete.epoch);
+        }
+        Ok(())
     }
 
     /// Names the place of a subtask's error.
@@ -118,71 +205,10 @@ async fn next_command(commands: &mut watch::Receiver<Command>) -> Command {
     }
 }
 
-/// An epoch that is being completed.
-#[derive(Debug)]
-struct Round {
-    barrier: Barrier,
-    started: Instant,
-    /// Subtasks that have neither reported nor ended.
-    missing: HashSet<usize>,
-    /// Whether the barrier has passed anyone: the sources may all have ended before they took it.
-    passed: bool,
-}
-
-/// Which epoch is under way and who is missing. At most one is.
-#[derive(Debug)]
-struct Epochs {
-    sources: Vec<mpsc::UnboundedSender<Barrier>>,
-    live: HashSet<usize>,
-    current: Option<Round>,
-    next: Epoch,
-    /// The last one that was completed.
-    last: Option<Epoch>,
-    metrics: Arc<Metrics>,
-}
-
-impl Epochs {
-    fn new(sources: Vec<mpsc::UnboundedSender<Barrier>>, subtasks: usize, metrics: Arc<Metrics>) -> Self {
-        Self { sources, live: (0..subtasks).collect(), current: None, next: Epoch(1), last: None, metrics }
-    }
-
-    /// Sends a barrier to every source that has not ended. Without any the pipeline is ending by itself: nothing to do.
-    fn begin(&mut self, stop: bool) {
-        let barrier = Barrier { epoch: self.next, stop };
-        self.sources.retain(|source| source.send(barrier).is_ok());
-        if !self.sources.is_empty() {
-            self.next = Epoch(barrier.epoch.0 + 1);
-            let missing = self.live.clone();
-            self.current = Some(Round { barrier, started: Instant::now(), missing, passed: false });
-        }
-    }
-
-    /// A subtask has passed the barrier.
-    fn report(&mut self, report: Report) {
-        if let Some(round) = self.current.as_mut().filter(|round| round.barrier.epoch == report.epoch) {
-            round.passed = true;
-            round.missing.remove(&report.subtask);
-        }
-        self.complete();
-    }
-
-    /// A subtask is over. If it ended before the barrier reached it, the epoch does not wait for it.
-    fn end(&mut self, subtask: usize, outcome: Outcome) {
-        self.live.remove(&subtask);
-        if outcome == Outcome::Cut {
-            return;
-        }
-        if let Some(round) = &mut self.current {
-            round.missing.remove(&subtask);
-        }
-        self.complete();
-    }
-
-    fn complete(&mut self) {
-        let Some(round) = self.current.take_if(|round| round.missing.is_empty()) else { return };
-        if round.passed {
-            self.last = Some(round.barrier.epoch);
-            self.metrics.complete_epoch(round.barrier.epoch, round.started.elapsed());
-        }
+/// Waits for the checkpoint that is being written; for ever when none is.
+async fn pending_or(writing: &mut Option<Writing>) -> (Option<Checkpoints>, Complete, Result<Written, StateError>) {
+    match writing {
+        Some(writing) => writing.await,
+        None => std::future::pending().await,
     }
 }

@@ -70,6 +70,7 @@ impl Page {
         for (name, help, value) in [
             ("last_epoch", "The last epoch that every subtask has completed.", epoch.0 as f64),
             ("last_epoch_duration_seconds", "How long it took to complete.", duration),
+            ("last_checkpoint_bytes", "Bytes that its checkpoint wrote.", self.snapshot.last_checkpoint_bytes as f64),
         ] {
             let gauge = Gauge::with_opts(self.opts(name, help))?;
             gauge.set(value);
@@ -119,6 +120,7 @@ impl Page {
 mod tests {
     use super::*;
     use crate::runtime::{Clock, Context, Epoch, Outbox, Time};
+    use crate::state::Written;
 
     #[tokio::test(start_paused = true)]
     async fn the_page_has_every_counter_with_its_labels() {
@@ -130,7 +132,8 @@ mod tests {
         let mut outbox = Outbox::default();
         Context::new(Time(0), &mut outbox).count_late(3);
         subtasks[0].count(outbox.take_counts(), Time(99));
-        metrics.complete_epoch(Epoch(12), Duration::from_millis(250));
+        let written = Written { files: 2, bytes: 1_024, rows: 7 };
+        metrics.complete_epoch(Epoch(12), Duration::from_millis(250), written);
         let page = render(&metrics).unwrap();
         for line in [
             "# TYPE tickhouse_rows_in_total counter",
@@ -140,6 +143,7 @@ mod tests {
             r#"tickhouse_watermark_lag_seconds{kind="clickhouse_sink",node="follower_timeline",pipeline="influencers",subtask="1"} 2.5"#,
             r#"tickhouse_last_epoch{pipeline="influencers"} 12"#,
             r#"tickhouse_last_epoch_duration_seconds{pipeline="influencers"} 0.25"#,
+            r#"tickhouse_last_checkpoint_bytes{pipeline="influencers"} 1024"#,
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");
         }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::context::Counts;
 use super::{Clock, Epoch, Time, Watermark};
+use crate::state::Written;
 
 /// Not a moment: no watermark has been seen.
 const NO_WATERMARK: i64 = i64::MIN;
@@ -25,6 +26,8 @@ pub struct Metrics {
     /// 0 before the first.
     last_epoch: AtomicU64,
     last_epoch_duration: AtomicU64,
+    last_checkpoint_bytes: AtomicU64,
+    checkpoint_bytes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -181,6 +184,8 @@ impl Metrics {
             nodes: Vec::new(),
             last_epoch: AtomicU64::new(0),
             last_epoch_duration: AtomicU64::new(0),
+            last_checkpoint_bytes: AtomicU64::new(0),
+            checkpoint_bytes: AtomicU64::new(0),
         }
     }
 
@@ -191,7 +196,9 @@ impl Metrics {
         subtasks
     }
 
-    pub(super) fn complete_epoch(&self, epoch: Epoch, duration: Duration) {
+    pub(super) fn complete_epoch(&self, epoch: Epoch, duration: Duration, written: Written) {
+        self.last_checkpoint_bytes.store(written.bytes, Relaxed);
+        self.checkpoint_bytes.fetch_add(written.bytes, Relaxed);
         self.last_epoch_duration.store(nanos(duration), Relaxed);
         self.last_epoch.store(epoch.0, Relaxed);
     }
@@ -210,6 +217,8 @@ impl Metrics {
             time: now,
             last_epoch: (last_epoch > 0).then_some(Epoch(last_epoch)),
             last_epoch_duration: Duration::from_nanos(self.last_epoch_duration.load(Relaxed)),
+            last_checkpoint_bytes: self.last_checkpoint_bytes.load(Relaxed),
+            checkpoint_bytes: self.checkpoint_bytes.load(Relaxed),
             nodes: nodes.collect(),
         }
     }
@@ -224,8 +233,12 @@ pub struct Snapshot {
     pub time: Time,
     /// The last epoch that every subtask has completed.
     pub last_epoch: Option<Epoch>,
-    /// How long it took from the first barrier to the last subtask.
+    /// How long it took, from the barrier's leaving to the checkpoint's completion.
     pub last_epoch_duration: Duration,
+    /// Bytes that the last checkpoint wrote; 0 when no state is saved.
+    pub last_checkpoint_bytes: u64,
+    /// Bytes that all checkpoints of this run wrote.
+    pub checkpoint_bytes: u64,
     /// All nodes, in topological order.
     pub nodes: Vec<NodeSnapshot>,
 }

@@ -18,7 +18,9 @@ mod inputs;
 pub mod metrics;
 mod operator;
 mod operator_task;
+mod rounds;
 mod run;
+mod saving;
 mod source_task;
 mod subtask;
 #[cfg(test)]
@@ -34,7 +36,7 @@ pub use error::{Fault, OperatorError, PipelineError};
 pub use function::{AsyncCalls, AsyncFunction};
 pub use metrics::Metrics;
 pub use operator::{Body, Operator, Source, SourceContext, SourceEvent, Stage, Subtask};
-pub use run::{Control, Finished, Options, Reason, Running, start};
+pub use run::{Control, Finished, Options, Reason, Running, SavedState, identities, start, start_saving};
 pub use time::{Barrier, Epoch, Time, Watermark};
 
 /// A dataflow that can be run.

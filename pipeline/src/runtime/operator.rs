@@ -1,12 +1,14 @@
 //! The contract between the runtime and everything that it runs.
 
+use std::sync::Arc;
 use std::task::{self, Poll};
 
 use arrow::record_batch::RecordBatch;
 use futures::future::BoxFuture;
 
-use super::{Barrier, Clock, Context, OperatorError, Time, Watermark};
+use super::{Barrier, Clock, Context, Epoch, OperatorError, Time, Watermark};
 use crate::plan::NodePlan;
+use crate::state::{Restored, Snapshot};
 
 /// Which of a node's subtasks is being built.
 #[derive(Debug, Clone)]
@@ -21,6 +23,9 @@ pub struct Subtask {
     pub parallelism: usize,
     /// The clock, for futures that outlive a call (back-off between tries).
     pub clock: Clock,
+    /// The name of this run, where state is saved: no other run of any pipeline that has completed a checkpoint has it. None
+    /// when no state is saved.
+    pub run: Option<Arc<str>>,
 }
 
 /// A node that can be run: one [`Body`] per subtask.
@@ -28,6 +33,12 @@ pub trait Stage: NodePlan {
     /// Builds one subtask. Called once per subtask before any row moves; may not block or do I/O (what needs I/O to
     /// start does it in its first call).
     fn build(&self, subtask: &Subtask) -> Result<Body, OperatorError>;
+
+    /// Whether rows leave the pipeline here when their checkpoint is complete ([`Operator::epoch_completed`]). A complete
+    /// checkpoint of such a pipeline is never passed over without being asked for.
+    fn commits(&self) -> bool {
+        false
+    }
 }
 
 /// The running half of a node.
@@ -46,7 +57,13 @@ pub enum Body {
 ///
 /// An error ends the pipeline; after one, no method is called again. A panic is turned into an error.
 pub trait Operator: Send {
-    /// Called once, before every other call: the place to ask for a first timer.
+    /// Called once, before every other call, when the pipeline goes on from a checkpoint in which the node had state: takes
+    /// back what [`Operator::snapshot`] saved. The node may have had another number of subtasks.
+    fn restore(&mut self, _state: &Restored) -> Result<(), OperatorError> {
+        Ok(())
+    }
+
+    /// Called once, before every other call but [`Operator::restore`]: the place to ask for a first timer.
     fn start(&mut self, _cx: &mut Context<'_>) -> Result<(), OperatorError> {
         Ok(())
     }
@@ -81,8 +98,9 @@ pub trait Operator: Send {
         true
     }
 
-    /// A barrier has arrived on every input. Send (or begin to insert) all that belongs to the epoch. The barrier moves on
-    /// when [`Operator::is_settled`] is true; until then no input is given, and work in flight is driven.
+    /// A barrier has arrived on every input. Send (or begin to insert) all that belongs to the epoch and is not saved by
+    /// [`Operator::snapshot`]. The barrier moves on when [`Operator::is_settled`] is true; until then no input is given, and
+    /// work in flight is driven. When [`Barrier::stop`] is set nothing may be left in flight.
     fn barrier(&mut self, _barrier: Barrier, _cx: &mut Context<'_>) -> Result<(), OperatorError> {
         Ok(())
     }
@@ -90,6 +108,24 @@ pub trait Operator: Send {
     /// Whether nothing is in flight that must be done before a barrier may pass or the operator may end.
     fn is_settled(&self) -> bool {
         true
+    }
+
+    /// Saves what is needed to go on behind the barrier, or the end, that the operator has just settled for. Called only
+    /// where state is saved. Should take no longer than the rows that have changed: see [`Snapshot::log`].
+    fn snapshot(&mut self, _snapshot: &mut Snapshot<'_>) -> Result<(), OperatorError> {
+        Ok(())
+    }
+
+    /// The checkpoint of `epoch` is complete, and with it everything that this operator has handed over: what was staged
+    /// ([`Snapshot::stage`]) may be delivered. May come while a later barrier is being settled. Not called for the checkpoint
+    /// that the pipeline goes on from: what that has staged comes back by [`Operator::restore`].
+    fn epoch_completed(&mut self, _epoch: Epoch, _cx: &mut Context<'_>) -> Result<(), OperatorError> {
+        Ok(())
+    }
+
+    /// Whether something that was staged is not delivered yet. A subtask does not end before it is.
+    fn awaits_completion(&self) -> bool {
+        false
     }
 
     /// Every input has ended and the last watermark was seen. Send what is left; the operator ends when
@@ -135,8 +171,14 @@ pub trait Source: Send {
     /// again later; no row may be lost or doubled by that. After [`SourceEvent::End`] it is not called again.
     fn next<'a>(&'a mut self, cx: &'a SourceContext) -> BoxFuture<'a, Result<SourceEvent, OperatorError>>;
 
-    /// A barrier is sent behind the rows returned so far.
-    fn barrier(&mut self, _barrier: Barrier) -> Result<(), OperatorError> {
+    /// Called before every other call when the pipeline goes on from a checkpoint in which the node had state: takes back
+    /// what [`Source::snapshot`] saved. The node may have had another number of subtasks.
+    fn restore(&mut self, _state: &Restored) -> Result<(), OperatorError> {
+        Ok(())
+    }
+
+    /// Saves the position behind the rows returned so far. Called at each barrier and at the end, where state is saved.
+    fn snapshot(&mut self, _snapshot: &mut Snapshot<'_>) -> Result<(), OperatorError> {
         Ok(())
     }
 }

@@ -10,13 +10,17 @@ use std::sync::Arc;
 use std::task::{self, Poll, ready};
 use std::time::Instant;
 
+use tokio::sync::mpsc;
+
 use super::channel::Message;
 use super::exchange::Outputs;
 use super::inputs::{InputEvent, Inputs};
 use super::metrics::SubtaskMetrics;
-use super::subtask::{Halt, Outcome, Pace, Reporter};
+use super::saving::Saving;
+use super::subtask::{Halt, Outcome, Pace, Reporter, Said};
 use super::timer::Timer;
-use super::{Barrier, Clock, Context, Operator, OperatorError, Outbox, Output};
+use super::{Barrier, Clock, Context, Epoch, Operator, OperatorError, Outbox, Output};
+use crate::state::SubtaskSnapshot;
 
 /// Where a subtask is in its life.
 #[derive(Debug, Clone, Copy)]
@@ -27,13 +31,15 @@ enum Phase {
     Settling(Barrier),
     /// Every input has ended; waits until the operator is settled.
     Finishing,
-    /// The last message is on its way; the subtask is over when it is sent.
+    /// The last message is on its way; the subtask is over when it is sent and all that was staged is delivered.
     Leaving(Outcome),
 }
 
 /// The next thing to be done.
 #[derive(Debug)]
 enum Turn {
+    /// The checkpoint of an epoch is complete.
+    Completed(Epoch),
     /// Something in flight has finished.
     Worked,
     /// The timer is due.
@@ -54,10 +60,16 @@ pub struct OperatorTask {
     outbox: Outbox,
     timer: Timer,
     clock: Clock,
+    completions: mpsc::UnboundedReceiver<Epoch>,
     reporter: Reporter,
     metrics: Arc<SubtaskMetrics>,
+    saving: Saving,
     pace: Pace,
     phase: Phase,
+    /// Whether something was staged when the last message left: what was reported then is not the last word.
+    has_staged: bool,
+    /// How many snapshots are in no complete checkpoint yet.
+    unconfirmed: usize,
 }
 
 impl OperatorTask {
@@ -67,8 +79,10 @@ impl OperatorTask {
         inputs: Inputs,
         outputs: Outputs,
         clock: Clock,
+        completions: mpsc::UnboundedReceiver<Epoch>,
         reporter: Reporter,
         metrics: Arc<SubtaskMetrics>,
+        saving: Saving,
     ) -> Self {
         Self {
             operator,
@@ -77,29 +91,46 @@ impl OperatorTask {
             outbox: Outbox::default(),
             timer: Timer::new(clock),
             clock,
+            completions,
             reporter,
             metrics,
+            saving,
             pace: Pace::default(),
             phase: Phase::Running,
+            has_staged: false,
+            unconfirmed: 0,
         }
     }
 
     /// Runs until the inputs end, a barrier stops the pipeline, or something fails.
     pub async fn run(mut self) -> Result<Outcome, Halt> {
+        if let Some(restored) = self.saving.take_restored() {
+            self.call(|operator, _| operator.restore(&restored))?;
+        }
         self.call(|operator, cx| operator.start(cx))?;
         loop {
             match poll_fn(|task| self.poll_turn(task)).await? {
+                Turn::Completed(epoch) => self.complete(epoch)?,
                 Turn::Worked => {}
                 Turn::Timer => self.call(|operator, cx| operator.timer(cx))?,
                 Turn::Input(event) => self.take(event)?,
                 Turn::Settled => self.move_on()?,
-                Turn::Left(outcome) => return Ok(outcome),
+                Turn::Left(outcome) => {
+                    if self.has_staged {
+                        let snapshot = self.snapshot()?;
+                        self.reporter.say(Said::Ended(snapshot));
+                    }
+                    return Ok(outcome);
+                }
             }
             self.pace.breathe().await;
         }
     }
 
     fn poll_turn(&mut self, task: &mut task::Context<'_>) -> Poll<Result<Turn, Halt>> {
+        if let Poll::Ready(Some(epoch)) = self.completions.poll_recv(task) {
+            return Poll::Ready(Ok(Turn::Completed(epoch)));
+        }
         let sent = self.poll_send(task)?;
         if let Poll::Ready(worked) = self.call(|operator, cx| operator.poll_work(task, cx)) {
             return Poll::Ready(worked.map(|()| Turn::Worked).map_err(Halt::from));
@@ -108,7 +139,9 @@ impl OperatorTask {
         if !self.outbox.is_empty() {
             return Poll::Ready(Ok(Turn::Worked));
         }
-        if let Phase::Leaving(outcome) = self.phase {
+        if let Phase::Leaving(outcome) = self.phase
+            && !self.operator.awaits_completion()
+        {
             return Poll::Ready(Ok(Turn::Left(outcome)));
         }
         if self.timer.poll_due(task).is_ready() {
@@ -166,16 +199,37 @@ impl OperatorTask {
     fn move_on(&mut self) -> Result<(), OperatorError> {
         match self.phase {
             Phase::Settling(barrier) => {
-                self.reporter.report(barrier.epoch);
+                let snapshot = self.snapshot()?;
+                self.reporter.say(Said::Passed(barrier.epoch, snapshot));
                 self.phase = if barrier.stop { Phase::Leaving(Outcome::Stopped) } else { Phase::Running };
+                self.has_staged = self.operator.awaits_completion();
                 self.outputs.load(&Message::Barrier(barrier))
             }
             Phase::Finishing => {
+                let snapshot = self.snapshot()?;
+                self.reporter.say(Said::Ended(snapshot));
                 self.phase = Phase::Leaving(Outcome::Ended);
+                self.has_staged = self.operator.awaits_completion();
                 self.outputs.load(&Message::End)
             }
             Phase::Running | Phase::Leaving(_) => Ok(()),
         }
+    }
+
+    /// A checkpoint is complete. An operator may have ended, and handed over a second snapshot, while the checkpoint with the
+    /// first was being written: it is told when the last that it has handed over is safe.
+    fn complete(&mut self, epoch: Epoch) -> Result<(), OperatorError> {
+        self.unconfirmed = self.unconfirmed.saturating_sub(1);
+        if self.unconfirmed > 0 {
+            return Ok(());
+        }
+        self.call(|operator, cx| operator.epoch_completed(epoch, cx))
+    }
+
+    fn snapshot(&mut self) -> Result<SubtaskSnapshot, OperatorError> {
+        self.unconfirmed += 1;
+        let operator = &mut self.operator;
+        self.saving.take(|snapshot| operator.snapshot(snapshot))
     }
 
     /// Calls the operator, and takes down what it has asked for and counted.
@@ -191,6 +245,9 @@ impl OperatorTask {
         self.metrics.count(self.outbox.take_counts(), now);
         if let Some(moment) = self.outbox.take_wake() {
             self.timer.ask(moment);
+        }
+        if self.outbox.take_wants_checkpoint() {
+            self.reporter.say(Said::WantsCheckpoint);
         }
         result
     }

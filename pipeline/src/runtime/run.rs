@@ -14,10 +14,13 @@ use super::error::of_panic;
 use super::inputs::Inputs;
 use super::metrics::Metrics;
 use super::operator_task::OperatorTask;
+use super::saving::Saving;
 use super::source_task::SourceTask;
 use super::subtask::{Halt, Outcome, Reporter, guard};
 use super::wiring::{Wires, wire};
 use super::{Barrier, Body, Clock, Epoch, Job, OperatorError, PipelineError, SourceContext, Stage, Subtask};
+use crate::plan::{Node, NodeId};
+use crate::state::{Checkpoints, NodeIdentity, Restored, Resumed};
 
 /// How a pipeline is run.
 #[derive(Debug, Clone)]
@@ -141,17 +144,50 @@ impl Drop for Running {
     }
 }
 
-/// Starts `job`. Must be called within a tokio runtime, on which all subtasks run.
+/// Where a pipeline's state is saved, and what it goes on from.
+#[derive(Debug)]
+pub struct SavedState {
+    /// What the state is known by: two that were begun apart differ.
+    pub id: String,
+    /// Opened for the nodes of the job, in their order.
+    pub checkpoints: Checkpoints,
+    /// The checkpoint to go on from.
+    pub resumed: Option<Resumed>,
+}
+
+/// What a job's nodes are known by in saved state.
+pub fn identities(job: &Job) -> Vec<NodeIdentity> {
+    let identity =
+        |node: &Node<dyn Stage>| NodeIdentity { name: node.name.clone(), fingerprint: node.fingerprint.to_string() };
+    job.nodes().map(|(_, node)| identity(node)).collect()
+}
+
+/// Starts `job`, and saves no state. Must be called within a tokio runtime, on which all subtasks run.
 ///
 /// # Errors
 /// A node that cannot be built, or an exchange by columns that cannot be hashed. Nothing has been started then.
 pub fn start(job: &Job, options: Options) -> Result<Running, PipelineError> {
+    start_saving(job, options, None)
+}
+
+/// Starts `job`, from the checkpoint and with the checkpoints that are given. Must be called within a tokio runtime, on which
+/// all subtasks run.
+///
+/// # Errors
+/// A node that cannot be built, or an exchange by columns that cannot be hashed. Nothing has been started then.
+pub fn start_saving(job: &Job, options: Options, mut saved: Option<SavedState>) -> Result<Running, PipelineError> {
     let mut metrics = Metrics::new(&options.pipeline, options.clock);
     let wires = wire(job, &options, &mut metrics)?;
+    if let Some(saved) = &mut saved {
+        saved.checkpoints.lay_out(&wires.iter().map(Vec::len).collect::<Vec<_>>());
+    }
+    // A run that completes no checkpoint has no effect that needs to be told apart from the next's.
+    let run: Option<Arc<str>> =
+        saved.as_ref().map(|saved| format!("{}-{}", saved.id, saved.checkpoints.next_epoch()).into());
     let (reports, receive_reports) = mpsc::unbounded_channel();
     let mut lives = Vec::new();
-    let (mut places, mut sources) = (Vec::new(), Vec::new());
-    for ((_, node), wires) in job.nodes().zip(wires) {
+    let (mut places, mut sources, mut completions) = (Vec::new(), Vec::new(), Vec::new());
+    for ((id, node), wires) in job.nodes().zip(wires) {
         let parallelism = wires.len();
         for (index, wires) in wires.into_iter().enumerate() {
             let subtask = Subtask {
@@ -160,13 +196,16 @@ pub fn start(job: &Job, options: Options) -> Result<Running, PipelineError> {
                 index,
                 parallelism,
                 clock: options.clock,
+                run: run.clone(),
             };
             let reporter = Reporter { subtask: places.len(), reports: reports.clone() };
+            let saving = saved.as_ref().map_or_else(Saving::default, |saved| saving(saved, id, &subtask));
             places.push((node.name.clone(), index));
             let life = build(node.plan.as_ref(), &subtask)
-                .and_then(|body| prepare(body, wires, reporter, options.clock))
+                .and_then(|body| prepare(body, wires, reporter, options.clock, saving))
                 .map_err(|error| PipelineError { node: node.name.clone(), subtask: Some(index), error })?;
             sources.extend(life.barriers.clone());
+            completions.push(life.completions.clone());
             lives.push(life);
         }
     }
@@ -178,9 +217,13 @@ pub fn start(job: &Job, options: Options) -> Result<Running, PipelineError> {
         tasks,
         places,
         sources,
+        completions,
         reports: receive_reports,
         commands: receive_commands,
         checkpoint_interval: options.checkpoint_interval,
+        saves: saved.is_some(),
+        checkpoints: saved.map(|saved| saved.checkpoints),
+        clock: options.clock,
         metrics: Arc::clone(&metrics),
     };
     #[expect(
@@ -196,6 +239,14 @@ struct Life {
     future: BoxFuture<'static, Result<Outcome, Halt>>,
     /// The way of barriers into it, if it is a source's.
     barriers: Option<mpsc::UnboundedSender<Barrier>>,
+    /// The way into it of the news that epochs are complete, if it is an operator's.
+    completions: Option<mpsc::UnboundedSender<Epoch>>,
+}
+
+/// What a subtask goes on from.
+fn saving(saved: &SavedState, node: NodeId, subtask: &Subtask) -> Saving {
+    let shares = saved.resumed.as_ref().and_then(|resumed| resumed.nodes.get(node.0)?.clone());
+    Saving::new(shares.map(|shares| Restored::new(shares, subtask.index, subtask.parallelism)))
 }
 
 impl Life {
@@ -210,18 +261,20 @@ fn build(stage: &dyn Stage, subtask: &Subtask) -> Result<Body, OperatorError> {
 }
 
 /// Puts a node's running half between its channels.
-fn prepare(body: Body, wires: Wires, reporter: Reporter, clock: Clock) -> Result<Life, OperatorError> {
+fn prepare(body: Body, wires: Wires, reporter: Reporter, clock: Clock, saving: Saving) -> Result<Life, OperatorError> {
     let Wires { inputs, outputs, metrics } = wires;
     match body {
         Body::Source(source) if inputs.is_empty() => {
             let (barriers, receive) = mpsc::unbounded_channel();
             let cx = SourceContext { clock };
-            let task = SourceTask::new(source, outputs, cx, receive, reporter, metrics);
-            Ok(Life { future: task.run().boxed(), barriers: Some(barriers) })
+            let task = SourceTask::new(source, outputs, cx, receive, reporter, metrics, saving);
+            Ok(Life { future: task.run().boxed(), barriers: Some(barriers), completions: None })
         }
         Body::Operator(operator) if !inputs.is_empty() => {
-            let task = OperatorTask::new(operator, Inputs::new(inputs), outputs, clock, reporter, metrics);
-            Ok(Life { future: task.run().boxed(), barriers: None })
+            let (completions, receive) = mpsc::unbounded_channel();
+            let inputs = Inputs::new(inputs);
+            let task = OperatorTask::new(operator, inputs, outputs, clock, receive, reporter, metrics, saving);
+            Ok(Life { future: task.run().boxed(), barriers: None, completions: Some(completions) })
         }
         Body::Source(_) => Err(OperatorError::internal("is a source, and yet has inputs")),
         Body::Operator(_) => Err(OperatorError::internal("has no inputs, and yet is no source")),

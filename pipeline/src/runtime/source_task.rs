@@ -10,7 +10,8 @@ use tokio::sync::mpsc;
 use super::channel::Message;
 use super::exchange::Outputs;
 use super::metrics::SubtaskMetrics;
-use super::subtask::{Halt, Outcome, Pace, Reporter};
+use super::saving::Saving;
+use super::subtask::{Halt, Outcome, Pace, Reporter, Said};
 use super::{Barrier, OperatorError, Source, SourceContext, SourceEvent, Time, Watermark};
 
 /// The next thing to be done.
@@ -27,6 +28,7 @@ pub struct SourceTask {
     barriers: mpsc::UnboundedReceiver<Barrier>,
     reporter: Reporter,
     metrics: Arc<SubtaskMetrics>,
+    saving: Saving,
     pace: Pace,
 }
 
@@ -39,18 +41,22 @@ impl SourceTask {
         barriers: mpsc::UnboundedReceiver<Barrier>,
         reporter: Reporter,
         metrics: Arc<SubtaskMetrics>,
+        saving: Saving,
     ) -> Self {
-        Self { source, outputs, cx, barriers, reporter, metrics, pace: Pace::default() }
+        Self { source, outputs, cx, barriers, reporter, metrics, saving, pace: Pace::default() }
     }
 
     /// Runs until the source ends, a barrier stops the pipeline, or something fails.
     pub async fn run(mut self) -> Result<Outcome, Halt> {
+        if let Some(restored) = self.saving.take_restored() {
+            self.source.restore(&restored)?;
+        }
         loop {
             match self.next().await? {
                 Turn::Barrier(barrier) => {
                     // The rows returned so far are in the channels: this is the moment at which state is the epoch's.
-                    self.source.barrier(barrier)?;
-                    self.reporter.report(barrier.epoch);
+                    let snapshot = self.saving.take(|snapshot| self.source.snapshot(snapshot))?;
+                    self.reporter.say(Said::Passed(barrier.epoch, snapshot));
                     self.send(Message::Barrier(barrier)).await?;
                     if barrier.stop {
                         return Ok(Outcome::Stopped);
@@ -62,6 +68,8 @@ impl SourceTask {
                 Turn::Event(SourceEvent::End) => {
                     self.send(Message::Watermark(Watermark::At(Time::MAX))).await?;
                     self.send(Message::End).await?;
+                    let snapshot = self.saving.take(|snapshot| self.source.snapshot(snapshot))?;
+                    self.reporter.say(Said::Ended(snapshot));
                     return Ok(Outcome::Ended);
                 }
             }

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::channel::Closed;
 use super::error::of_panic;
 use super::{Epoch, OperatorError};
+use crate::state::SubtaskSnapshot;
 
 /// How a subtask's life ended, when not in an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,13 +54,24 @@ pub async fn guard(life: impl Future<Output = Result<Outcome, Halt>>) -> Result<
     }
 }
 
-/// A subtask has passed a barrier: all that belongs to the epoch has left it.
-#[derive(Debug, Clone, Copy)]
+/// What a subtask tells the coordinator.
+#[derive(Debug)]
 pub struct Report {
     /// The subtask's number among all of the pipeline.
     pub subtask: usize,
-    /// The epoch that it has completed.
-    pub epoch: Epoch,
+    /// What it has to say.
+    pub said: Said,
+}
+
+/// What there is to say.
+#[derive(Debug)]
+pub enum Said {
+    /// It has passed the barrier of an epoch: all that belongs to the epoch has left it, and this is its state.
+    Passed(Epoch, SubtaskSnapshot),
+    /// It has ended, and this is its last state. Said again when the state has changed since.
+    Ended(SubtaskSnapshot),
+    /// It holds so much that is delivered with the next checkpoint that this should come soon.
+    WantsCheckpoint,
 }
 
 /// Where a subtask reports to.
@@ -72,10 +84,10 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Reports `epoch` as complete.
-    pub fn report(&self, epoch: Epoch) {
+    /// Tells the coordinator.
+    pub fn say(&self, said: Said) {
         // Without a coordinator the pipeline is being torn down, this subtask with it.
-        let _ = self.reports.send(Report { subtask: self.subtask, epoch });
+        let _ = self.reports.send(Report { subtask: self.subtask, said });
     }
 }
 

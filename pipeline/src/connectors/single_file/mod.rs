@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::FutureExt;
+use tokio::io::AsyncSeekExt;
 
 use super::json_lines::{JsonLines, Output};
 use super::{Connector, OptionError, OptionSpec, Options, SourceTable, TableDefinition};
@@ -159,6 +160,22 @@ impl Stage for FileWrite {
         let path = self.path.clone();
         let open = async move { Ok(Box::new(tokio::fs::File::create(path).await?) as Output) };
         let target = self.path.display().to_string();
-        Ok(Body::Operator(Box::new(JsonLines::new(target, self.encoder.clone(), open.boxed()))))
+        let path = self.path.clone();
+        let reopen = Box::new(move |written| reopen(path, written).boxed());
+        let sink = JsonLines::new(target, self.encoder.clone(), open.boxed()).resumable(reopen);
+        Ok(Body::Operator(Box::new(sink)))
     }
+}
+
+/// Opens the file to be written on behind its first `written` bytes.
+async fn reopen(path: PathBuf, written: u64) -> std::io::Result<Output> {
+    let mut file = tokio::fs::OpenOptions::new().write(true).open(&path).await?;
+    let length = file.metadata().await?.len();
+    if length < written {
+        let text = format!("it has {length} bytes, and {written} were written before the pipeline was stopped");
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, text));
+    }
+    file.set_len(written).await?;
+    file.seek(std::io::SeekFrom::Start(written)).await?;
+    Ok(Box::new(file))
 }

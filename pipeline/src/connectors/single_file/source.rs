@@ -1,17 +1,20 @@
 //! The running half of the source: pieces of the file, cut behind whole lines.
 
-use std::path::PathBuf;
+use std::io::SeekFrom;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, TimestampNanosecondArray};
 use arrow::datatypes::SchemaRef;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use tokio::fs::File;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use crate::formats::json::Decoder;
 use crate::runtime::{OperatorError, Source, SourceContext, SourceEvent};
+use crate::state::{Restored, Snapshot};
 
 /// How much is read at once: some thousand rows.
 const PIECE: usize = 512 << 10;
@@ -19,12 +22,24 @@ const PIECE: usize = 512 << 10;
 /// The longest line.
 const MAX_LINE: usize = 64 << 20;
 
+/// The saved value that says how far the file was read.
+const POSITION: &str = "position";
+
+/// How far the file was read.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Position {
+    bytes: u64,
+    lines: u64,
+}
+
 /// Reads a file of JSON lines to its end.
 pub(super) struct FileSource {
     path: PathBuf,
     decoder: Decoder,
     schema: SchemaRef,
     file: Option<File>,
+    /// How many bytes of the file have become rows.
+    position: u64,
     /// Read and not yet decoded: at most part of a line, but for a piece that was just read.
     pending: Vec<u8>,
     ended: bool,
@@ -32,7 +47,7 @@ pub(super) struct FileSource {
 
 impl FileSource {
     pub(super) fn new(path: PathBuf, decoder: Decoder, schema: SchemaRef) -> Self {
-        Self { path, decoder, schema, file: None, pending: Vec::new(), ended: false }
+        Self { path, decoder, schema, file: None, position: 0, pending: Vec::new(), ended: false }
     }
 
     /// Reads until there are whole lines, or the file ends. A dropped future has kept all that was read.
@@ -40,9 +55,7 @@ impl FileSource {
         let file = match &mut self.file {
             Some(file) => file,
             None => {
-                let opened = File::open(&self.path).await.map_err(|error| {
-                    OperatorError::user(format!("cannot open {}: {error}", self.path.display())).because(error)
-                })?;
+                let opened = open(&self.path, self.position).await?;
                 self.file.insert(opened)
             }
         };
@@ -79,6 +92,7 @@ impl FileSource {
             .decode(self.pending.get(..end).unwrap_or_default())
             .map_err(|error| OperatorError::user(format!("{}, {error}", self.path.display())))?;
         self.pending.drain(..end);
+        self.position += end as u64;
         let times = TimestampNanosecondArray::from_value(cx.now().0, rows.num_rows());
         let mut columns = rows.columns().to_vec();
         columns.push(Arc::new(times));
@@ -92,7 +106,40 @@ impl FileSource {
     }
 }
 
+/// Opens a file to be read from `position` on.
+async fn open(path: &Path, position: u64) -> Result<File, OperatorError> {
+    let cannot =
+        |error: std::io::Error| OperatorError::user(format!("cannot open {}: {error}", path.display())).because(error);
+    let mut file = File::open(path).await.map_err(cannot)?;
+    if position > 0 {
+        let length = file.metadata().await.map_err(cannot)?.len();
+        if length < position {
+            return Err(OperatorError::user(format!(
+                "{} has {length} bytes, and {position} of it were read before the pipeline was stopped: it is not the same file. \
+                 Put that back, or start anew with --fresh",
+                path.display()
+            )));
+        }
+        file.seek(SeekFrom::Start(position)).await.map_err(cannot)?;
+    }
+    Ok(file)
+}
+
 impl Source for FileSource {
+    fn restore(&mut self, state: &Restored) -> Result<(), OperatorError> {
+        if let Some(Position { bytes, lines }) = state.values(POSITION)?.into_iter().next() {
+            self.position = bytes;
+            self.decoder.skip(lines);
+        }
+        Ok(())
+    }
+
+    fn snapshot(&mut self, snapshot: &mut Snapshot<'_>) -> Result<(), OperatorError> {
+        let position = Position { bytes: self.position, lines: self.decoder.lines() };
+        snapshot.value(POSITION, serde_json::json!(position));
+        Ok(())
+    }
+
     fn next<'a>(&'a mut self, cx: &'a SourceContext) -> BoxFuture<'a, Result<SourceEvent, OperatorError>> {
         async move {
             loop {
@@ -114,7 +161,6 @@ impl Source for FileSource {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
 
     use arrow::array::AsArray;
     use arrow::datatypes::{DataType, Field, Int64Type, TimeUnit};
@@ -137,6 +183,7 @@ mod tests {
             index: 0,
             parallelism: 1,
             clock: Clock::simulated(Time(7)),
+            run: None,
         };
         match stage.build(&subtask).unwrap() {
             Body::Source(source) => source,

@@ -108,6 +108,16 @@ impl Decoder {
         self.dropped
     }
 
+    /// How many lines were read.
+    pub fn lines(&self) -> u64 {
+        self.lines
+    }
+
+    /// Counts `lines` as read: those in front of the first that is given.
+    pub fn skip(&mut self, lines: u64) {
+        self.lines += lines;
+    }
+
     /// The rows of `lines`: whole lines, the last one with or without its newline. Blank lines are passed over.
     ///
     /// # Errors
