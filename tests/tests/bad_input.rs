@@ -139,8 +139,18 @@ fn a_port_in_use_is_named() {
 #[tokio::test]
 async fn tables_that_do_not_fit_are_refused_before_anything_is_written() {
     let stack = Stack::start(&StackOptions::default());
-    stack.execute("CREATE TABLE events (a Int64, b String) ENGINE = MergeTree ORDER BY a").await;
-    stack.execute("CREATE TABLE plain (k Int64, n Int64) ENGINE = MergeTree ORDER BY k").await;
+    stack
+        .execute(
+            "CREATE TABLE events (a Int64, b String) ENGINE = MergeTree ORDER BY a \
+                   SETTINGS non_replicated_deduplication_window = 100",
+        )
+        .await;
+    stack
+        .execute(
+            "CREATE TABLE plain (k Int64, n Int64) ENGINE = MergeTree ORDER BY k \
+                   SETTINGS non_replicated_deduplication_window = 100",
+        )
+        .await;
     let sink = |columns: &str, table: &str| {
         format!("{IMPULSE}CREATE TABLE {table} ({columns}) WITH (connector = 'clickhouse', url = '{}');\n", stack.url())
     };

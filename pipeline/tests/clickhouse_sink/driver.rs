@@ -9,13 +9,15 @@ use arrow::array::{ArrayRef, BooleanArray, RecordBatch, TimestampNanosecondArray
 use arrow::datatypes::{Field, FieldRef};
 use tickhouse::connectors::{self, Connector, Options, Settings, TableDefinition};
 use tickhouse::plan::{StreamKind, StreamSchema};
-use tickhouse::runtime::{Body, Clock, Context, Operator, OperatorError, Outbox, Subtask};
+use tickhouse::runtime::{Barrier, Body, Clock, Context, Epoch, Operator, OperatorError, Outbox, Subtask};
+use tickhouse::state::{Restored, Share, StateLogs, SubtaskSnapshot};
 
 /// A sink and what it asked for.
 pub struct Driver {
     operator: Box<dyn Operator>,
     clock: Clock,
     outbox: Outbox,
+    logs: StateLogs,
 }
 
 /// The clickhouse connector, which waits so long at start.
@@ -36,8 +38,13 @@ pub struct Target<'a> {
 }
 
 impl Target<'_> {
-    /// The sink's only subtask.
+    /// The sink's only subtask, of a pipeline that saves no state.
     pub fn sink(&self, input: &StreamSchema) -> Driver {
+        self.sink_of_run(input, None)
+    }
+
+    /// The sink's only subtask; `run` is the name of a run that saves state.
+    pub fn sink_of_run(&self, input: &StreamSchema, run: Option<&str>) -> Driver {
         let table = TableDefinition {
             name: self.table.into(),
             columns: Vec::new(),
@@ -49,9 +56,13 @@ impl Target<'_> {
         let stage = clickhouse(self.wait).sink(&table, &mut options, input).unwrap();
         options.finish().unwrap();
         let clock = Clock::system();
-        let subtask = Subtask { pipeline: "test".into(), node: self.table.into(), index: 0, parallelism: 1, clock };
+        let run = run.map(Into::into);
+        let subtask =
+            Subtask { pipeline: "test".into(), node: self.table.into(), index: 0, parallelism: 1, clock, run };
         match stage.build(&subtask).unwrap() {
-            Body::Operator(operator) => Driver { operator, clock, outbox: Outbox::default() },
+            Body::Operator(operator) => {
+                Driver { operator, clock, outbox: Outbox::default(), logs: StateLogs::default() }
+            }
             Body::Source(_) => panic!("not a sink"),
         }
     }
@@ -98,6 +109,28 @@ impl Driver {
     /// Ends the input and waits until all is in.
     pub async fn finish(&mut self) -> Result<(), OperatorError> {
         self.call(|operator, cx| operator.finish(cx))?;
+        self.work_until(|operator| operator.is_settled()).await
+    }
+
+    /// Ends an epoch; returns what the sink has handed to its checkpoint.
+    pub async fn barrier(&mut self) -> Result<Share, OperatorError> {
+        self.call(|operator, cx| operator.barrier(Barrier { epoch: Epoch(1), stop: false }, cx))?;
+        self.work_until(|operator| operator.is_settled()).await?;
+        let mut snapshot = self.logs.snapshot();
+        self.operator.snapshot(&mut snapshot)?;
+        let SubtaskSnapshot { values, staged, .. } = snapshot.finish();
+        Ok(Share { values, staged, ..Share::default() })
+    }
+
+    /// The checkpoint of the epoch is complete: waits until what was staged is in.
+    pub async fn complete(&mut self) -> Result<(), OperatorError> {
+        self.call(|operator, cx| operator.epoch_completed(Epoch(1), cx))?;
+        self.work_until(|operator| !operator.awaits_completion()).await
+    }
+
+    /// Goes on from what a sink had handed over, and waits until it is in.
+    pub async fn resume(&mut self, share: Share) -> Result<(), OperatorError> {
+        self.operator.restore(&Restored::new([share].into(), 0, 1))?;
         self.work_until(|operator| operator.is_settled()).await
     }
 

@@ -5,3 +5,4 @@ mod outage;
 mod refusals;
 mod rows;
 mod server;
+mod staged;

@@ -56,7 +56,7 @@ async fn the_statements_in_the_messages_mend_what_they_are_about() {
 #[tokio::test]
 async fn an_updating_query_is_refused_by_a_plain_table_and_taken_by_the_one_proposed() {
     let database = Database::new().await;
-    database.run("CREATE TABLE t (k Int64, n Int64) ENGINE = MergeTree ORDER BY k").await;
+    database.run("CREATE TABLE t (k Int64, n Int64) ENGINE = MergeTree ORDER BY k SETTINGS non_replicated_deduplication_window = 100").await;
     let (input, batch) = changes(
         vec![column("k", Int64Array::from(vec![1, 1])), column("n", Int64Array::from(vec![5, 6]))],
         vec![true, false],
@@ -74,7 +74,7 @@ async fn an_updating_query_is_refused_by_a_plain_table_and_taken_by_the_one_prop
 async fn a_value_that_does_not_fit_is_named_and_nothing_is_written() {
     let database = Database::new().await;
     let create = "CREATE TABLE t (i32 Int32 DEFAULT 0, d Date DEFAULT 0, dt DateTime DEFAULT 0, n Int64 DEFAULT 0, e Enum8('a' = 1) DEFAULT 'a',
-        dt64 DateTime64(3) DEFAULT 0) ENGINE = MergeTree ORDER BY ()";
+        dt64 DateTime64(3) DEFAULT 0) ENGINE = MergeTree ORDER BY () SETTINGS non_replicated_deduplication_window = 100";
     database.run(create).await;
     let overflow = column("i32", Int64Array::from(vec![1, 1 << 40, 2]));
     let early = column("d", Date32Array::from(vec![0, -1]));

@@ -42,7 +42,7 @@ async fn every_type_arrives_exactly() {
         d Date, d32 Date32, dt DateTime('UTC'), dtz DateTime('Europe/Berlin'), dt0 DateTime64(0, 'UTC'), dt3 DateTime64(3, 'UTC'),
         dt5 DateTime64(5, 'UTC'), dt9 Nullable(DateTime64(9, 'UTC')), n Nullable(Int64), l Array(Int32), ln Array(Nullable(Int64)),
         tup Tuple(x Int64, at DateTime('UTC')), filled DateTime DEFAULT toDateTime(5)
-    ) ENGINE = MergeTree ORDER BY i64";
+    ) ENGINE = MergeTree ORDER BY i64 SETTINGS non_replicated_deduplication_window = 100";
     database.run(create).await;
 
     let nanos = || TimestampNanosecondArray::from(vec![1_700_000_000_123_456_789, 0]);
@@ -116,7 +116,11 @@ async fn every_type_arrives_exactly() {
 #[tokio::test]
 async fn what_gathers_is_seen_after_the_interval_without_a_barrier() {
     let database = Database::new().await;
-    database.run("CREATE TABLE t (n Int64) ENGINE = MergeTree ORDER BY n").await;
+    database
+        .run(
+            "CREATE TABLE t (n Int64) ENGINE = MergeTree ORDER BY n SETTINGS non_replicated_deduplication_window = 100",
+        )
+        .await;
     let (input, batch) = rows(vec![column("n", Int64Array::from(vec![1, 2, 3]))]);
     let mut sink = target(&database, &[], &[("batch.interval_ms", "50")]).sink(&input);
     let before = Clock::system().now();
@@ -130,7 +134,11 @@ async fn what_gathers_is_seen_after_the_interval_without_a_barrier() {
 #[tokio::test]
 async fn a_full_batch_goes_at_once_and_the_next_one_waits_for_it() {
     let database = Database::new().await;
-    database.run("CREATE TABLE t (n Int64) ENGINE = MergeTree ORDER BY n").await;
+    database
+        .run(
+            "CREATE TABLE t (n Int64) ENGINE = MergeTree ORDER BY n SETTINGS non_replicated_deduplication_window = 100",
+        )
+        .await;
     let (input, batch) = rows(vec![column("n", Int64Array::from_iter_values(0..1000))]);
     let options = [("batch.rows", "1000"), ("batch.interval_ms", "3600000")];
     let mut sink = target(&database, &[], &options).sink(&input);

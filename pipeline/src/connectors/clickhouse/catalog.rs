@@ -31,6 +31,8 @@ pub(super) enum Found {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TableFacts {
     pub(super) engine: Engine,
+    /// How many inserts are remembered, so that a repeat is dropped; of replicated engines, which remember by themselves, none.
+    pub(super) deduplication_window: u64,
     /// The expressions of ORDER BY.
     pub(super) sorting_key: Vec<String>,
     pub(super) columns: Vec<ColumnFacts>,
@@ -72,6 +74,16 @@ impl Engine {
     pub(super) fn is_read_only(&self) -> bool {
         matches!(self.name.as_str(), "View" | "LiveView" | "WindowView" | "Dictionary")
             || self.name.starts_with("System")
+    }
+
+    /// Whether it belongs to the MergeTree family, which can remember inserts.
+    pub(super) fn is_merge_tree(&self) -> bool {
+        self.name.ends_with("MergeTree")
+    }
+
+    /// Whether it remembers inserts without being told to.
+    pub(super) fn is_replicated(&self) -> bool {
+        self.name.starts_with("Replicated") || self.name.starts_with("Shared")
     }
 
     /// The version columns, when it is a ReplacingMergeTree, replicated or not.
@@ -136,11 +148,34 @@ pub(super) async fn read(client: &Client, name: &TableName) -> Result<Found, cli
         .bind(&name.table)
         .fetch_all::<ColumnFacts>()
         .await?;
+    let deduplication_window = match window(&table.engine_full) {
+        Some(window) => window,
+        None => default_window(client).await?,
+    };
     Ok(Found::Table(TableFacts {
         engine: Engine::parse(&table.engine, &table.engine_full),
+        deduplication_window,
         sorting_key: sorting_key(&table.sorting_key),
         columns,
     }))
+}
+
+/// The setting of a table that says how many inserts it remembers.
+pub(super) const WINDOW: &str = "non_replicated_deduplication_window";
+
+/// The window that a table's own settings give, at the end of `engine_full`.
+fn window(engine_full: &str) -> Option<u64> {
+    let (_, settings) = engine_full.rsplit_once(" SETTINGS ")?;
+    let value =
+        |setting: &str| setting.trim().strip_prefix(WINDOW)?.trim_start().strip_prefix('=')?.trim().parse().ok();
+    settings.split(',').find_map(value)
+}
+
+/// The window of tables that say nothing of it.
+async fn default_window(client: &Client) -> Result<u64, clickhouse::error::Error> {
+    let query =
+        client.query("SELECT toUInt64OrZero(value) FROM system.merge_tree_settings WHERE name = ?").bind(WINDOW);
+    Ok(query.fetch_optional().await?.unwrap_or(0))
 }
 
 /// The columns of a sorting key as `system.tables` has it: `a, b`, and for `ORDER BY (a)` with its parentheses.
@@ -182,6 +217,18 @@ mod tests {
         assert_eq!(replacing("ReplicatedReplacingMergeTree", replicated), Some((Some("version".into()), None)));
         assert_eq!(replacing("ReplacingMergeTree", "ReplacingMergeTree ORDER BY (pk)"), Some((None, None)));
         assert_eq!(replacing("MergeTree", "MergeTree ORDER BY pk"), None);
+    }
+
+    #[test]
+    fn the_deduplication_window_is_found_among_the_settings() {
+        let full = |settings: &str| format!("MergeTree PARTITION BY x ORDER BY (a, b){settings}");
+        assert_eq!(
+            window(&full(" SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 100")),
+            Some(100)
+        );
+        assert_eq!(window(&full(" SETTINGS non_replicated_deduplication_window=7")), Some(7));
+        assert_eq!(window(&full(" SETTINGS index_granularity = 8192")), None);
+        assert_eq!(window(&full("")), None);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Each refusal carries the statement that mends it.
 
-use super::catalog::{ColumnFacts, Found, Replacing, TableFacts, TableName};
+use super::Delivery;
+use super::catalog::{ColumnFacts, Found, Replacing, TableFacts, TableName, WINDOW};
 use super::convert::Conversion;
 use super::types::{ColumnType, Kind, proposed_type, quoted};
 use crate::plan::StreamSchema;
@@ -14,6 +15,7 @@ pub(super) struct Wanted {
     pub(super) input: StreamSchema,
     /// Names of the PRIMARY KEY columns in SQL; each is a visible column.
     pub(super) primary_key: Vec<String>,
+    pub(super) delivery: Delivery,
 }
 
 /// How the rows are written.
@@ -87,6 +89,16 @@ pub(super) enum Unfit {
         "the column `{column}` of {name} says which rows are gone, and the sink fills it: leave it out of the query"
     )]
     DeletedGiven { name: TableName, column: String },
+    #[error(
+        "{name} remembers no inserts, so that one that has to be repeated could be written twice: {alter}; or set \
+         `delivery = 'at_least_once'`"
+    )]
+    NoWindow { name: TableName, alter: String },
+    #[error(
+        "{name} is a {engine}, which cannot tell a repeated insert from a new one: write into a table of the MergeTree family, or set \
+         `delivery = 'at_least_once'`"
+    )]
+    NoDeduplication { name: TableName, engine: String },
 }
 
 /// Decides how `wanted` is written into what was `found`.
@@ -106,10 +118,27 @@ pub(super) fn layout(wanted: &Wanted, found: &Found) -> Result<Layout, Box<Unfit
     }
     let upsert = if wanted.input.is_updating() { Some(wanted.upsert(facts)?) } else { None };
     let columns = (0..wanted.input.visible_len()).map(|index| wanted.column(index, facts)).collect::<Result<_, _>>()?;
+    // Rows that replace each other may be written again: the same version of a row is one row.
+    if wanted.delivery == Delivery::ExactlyOnce && upsert.is_none() {
+        wanted.remembers_inserts(facts)?;
+    }
     Ok(Layout { columns, upsert })
 }
 
 impl Wanted {
+    /// Whether a repeated insert is dropped.
+    fn remembers_inserts(&self, facts: &TableFacts) -> Result<(), Box<Unfit>> {
+        let name = self.name.clone();
+        if !facts.engine.is_merge_tree() {
+            return Err(Unfit::NoDeduplication { name, engine: facts.engine.name.clone() }.into());
+        }
+        if !facts.engine.is_replicated() && facts.deduplication_window == 0 {
+            let alter = format!("ALTER TABLE {name} MODIFY SETTING {WINDOW} = 10000");
+            return Err(Unfit::NoWindow { name, alter }.into());
+        }
+        Ok(())
+    }
+
     fn column(&self, index: usize, facts: &TableFacts) -> Result<ColumnLayout, Box<Unfit>> {
         let field = &self.input.visible()[index];
         let name = field.name();
@@ -220,8 +249,13 @@ impl Wanted {
         } else {
             "MergeTree"
         };
+        let settings = match self.delivery {
+            Delivery::ExactlyOnce if !self.input.is_updating() => format!(" SETTINGS {WINDOW} = 10000"),
+            _ => String::new(),
+        };
         let key: Vec<_> = self.primary_key.iter().map(|column| quoted(column)).collect();
-        format!("CREATE TABLE {} ({}) ENGINE = {engine} ORDER BY ({})", self.name, columns.join(", "), key.join(", "))
+        let (columns, key) = (columns.join(", "), key.join(", "));
+        format!("CREATE TABLE {} ({columns}) ENGINE = {engine} ORDER BY ({key}){settings}", self.name)
     }
 }
 
@@ -251,6 +285,7 @@ mod tests {
             name: TableName { database: "tickhouse".into(), table: "summary".into() },
             input: StreamSchema::new(fields, kind).unwrap(),
             primary_key: key.iter().map(|k| (*k).to_owned()).collect(),
+            delivery: Delivery::ExactlyOnce,
         }
     }
 
@@ -262,6 +297,7 @@ mod tests {
         };
         Found::Table(TableFacts {
             engine: Engine::parse(name, engine),
+            deduplication_window: 100,
             sorting_key: sorting_key.iter().map(|k| (*k).to_owned()).collect(),
             columns: columns.iter().map(column).collect(),
         })
@@ -287,10 +323,31 @@ mod tests {
     }
 
     #[test]
+    fn exactly_once_needs_a_table_that_remembers_inserts() {
+        let layout_of = |engine: &str, window, delivery| {
+            let mut stream = wanted(vec![field("pk", DataType::Int64)], StreamKind::Append, &[]);
+            stream.delivery = delivery;
+            let Found::Table(facts) = table(engine, &["pk"], &[("pk", "Int64")]) else { panic!("a table") };
+            layout(&stream, &Found::Table(TableFacts { deduplication_window: window, ..facts }))
+        };
+        let refused = |engine, window| layout_of(engine, window, Delivery::ExactlyOnce).unwrap_err().to_string();
+        let mend = "ALTER TABLE tickhouse.summary MODIFY SETTING non_replicated_deduplication_window = 10000";
+        assert!(refused("MergeTree ORDER BY pk", 0).contains(mend));
+        assert!(refused("Memory", 0).contains("is a Memory, which cannot tell a repeated insert"));
+        for (engine, window) in
+            [("MergeTree ORDER BY pk", 1), ("ReplicatedMergeTree ORDER BY pk", 0), ("SharedMergeTree", 0)]
+        {
+            assert!(layout_of(engine, window, Delivery::ExactlyOnce).is_ok(), "{engine}");
+        }
+        assert!(layout_of("Memory", 0, Delivery::AtLeastOnce).is_ok());
+    }
+
+    #[test]
     fn what_is_missing_comes_with_the_statement_that_adds_it() {
         let stream = wanted(vec![field("pk", DataType::Int64)], StreamKind::Append, &[]);
         let error = layout(&stream, &Found::NoTable).unwrap_err().to_string();
-        let create = "CREATE TABLE tickhouse.summary (pk Nullable(Int64)) ENGINE = MergeTree ORDER BY ()";
+        let create = "CREATE TABLE tickhouse.summary (pk Nullable(Int64)) ENGINE = MergeTree ORDER BY () \
+                      SETTINGS non_replicated_deduplication_window = 10000";
         assert!(error.ends_with(create), "{error}");
         assert!(layout(&stream, &Found::NoDatabase).unwrap_err().to_string().contains("CREATE DATABASE tickhouse"));
 

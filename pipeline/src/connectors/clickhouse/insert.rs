@@ -3,22 +3,20 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use clickhouse::Client;
 use clickhouse::error::Error;
 
 use super::catalog::{self, TableName};
 use super::check::{self, Layout, Wanted};
-use super::encode::Payload;
+use super::chunk::Chunk;
 use super::exceptions::{Verdict, message, verdict};
 use crate::runtime::{Clock, OperatorError, Time};
 
 /// What is sent at once; ClickHouse's client compresses each piece by itself.
 const PIECE: usize = 256 << 10;
 
-/// How long one piece may wait for the network, and how long ClickHouse may think about an insert.
+/// How long one piece may wait for the network.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
-const END_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The first pause after a failure, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -32,6 +30,8 @@ pub(super) struct Remote {
     /// The address without user and password, for messages.
     pub(super) address: String,
     pub(super) clock: Clock,
+    /// How long ClickHouse may think about an insert.
+    pub(super) timeout: Duration,
     /// Shared by all subtasks of a sink.
     pub(super) outage: Arc<Outage>,
 }
@@ -108,24 +108,20 @@ impl Remote {
         }
     }
 
-    /// Inserts `payload` by `statement`, again and again until ClickHouse has acknowledged it or refuses it.
+    /// Inserts `chunk`, again and again until ClickHouse has acknowledged it or refuses it.
     ///
-    /// An insert whose answer was lost may be in all the same: rows arrive at least once.
-    pub(super) async fn insert(
-        self,
-        name: TableName,
-        statement: Arc<str>,
-        payload: Payload,
-    ) -> Result<usize, OperatorError> {
+    /// An insert whose answer was lost may be in all the same: under its token ClickHouse drops the repeat, and without one
+    /// the rows are there twice.
+    pub(super) async fn insert(self, name: TableName, chunk: Chunk) -> Result<usize, OperatorError> {
         let started = self.clock.now();
         let mut backoff = Backoff::new();
         loop {
-            let error = match self.try_insert(&statement, &payload.body).await {
+            let error = match self.try_insert(&chunk).await {
                 Ok(()) => {
                     self.reached();
                     let took = self.clock.now().since(started);
-                    tracing::debug!(table = %name, rows = payload.rows, bytes = payload.body.len(), ?took, "inserted");
-                    return Ok(payload.rows);
+                    tracing::debug!(table = %name, rows = chunk.rows, bytes = chunk.body.len(), ?took, "inserted");
+                    return Ok(chunk.rows);
                 }
                 Err(error) => error,
             };
@@ -140,10 +136,14 @@ impl Remote {
         }
     }
 
-    async fn try_insert(&self, statement: &str, body: &Bytes) -> Result<(), Error> {
-        let insert = self.client.insert_formatted_with(statement);
-        let mut insert = insert.with_timeouts(Some(SEND_TIMEOUT), Some(END_TIMEOUT));
-        let mut rest = body.clone();
+    async fn try_insert(&self, chunk: &Chunk) -> Result<(), Error> {
+        let mut client = self.client.clone();
+        if let Some(token) = &chunk.token {
+            client = client.with_setting("insert_deduplication_token", token);
+        }
+        let insert = client.insert_formatted_with(chunk.statement.as_ref());
+        let mut insert = insert.with_timeouts(Some(SEND_TIMEOUT), Some(self.timeout));
+        let mut rest = chunk.body.clone();
         while !rest.is_empty() {
             insert.send(rest.split_to(PIECE.min(rest.len()))).await?;
         }

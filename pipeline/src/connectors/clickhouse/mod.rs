@@ -7,10 +7,13 @@
 //! are brought to the exact types (`convert`, `encode`) and inserted until they are in (`insert`). No value is changed on the
 //! way but one: a time loses the digits that its column has no room for.
 //!
-//! Delivery is at least once: an insert whose answer is lost is repeated.
+//! Delivery is exactly once: rows are staged with the checkpoint and inserted when it is complete, each insert under a token of
+//! its own (`insert_deduplication_token`), so that ClickHouse drops a repeat. `delivery = 'at_least_once'` inserts rows as they
+//! gather.
 
 mod catalog;
 mod check;
+mod chunk;
 mod convert;
 mod encode;
 pub mod endpoint;
@@ -30,6 +33,7 @@ use crate::plan::{NodePlan, StreamSchema};
 use crate::runtime::{Body, OperatorError, Stage, Subtask};
 use catalog::TableName;
 use check::Wanted;
+use chunk::Tokens;
 use insert::{Outage, Remote};
 use sink::{ClickHouseWriter, Gathering};
 
@@ -67,27 +71,53 @@ static PASSWORD: OptionSpec = OptionSpec {
 };
 static DELIVERY: OptionSpec = OptionSpec {
     name: "delivery",
-    value: "'at_least_once'",
-    default: Some("'at_least_once'"),
-    doc: "What a failure may do to a row: it is written once, or again.",
+    value: "'exactly_once' or 'at_least_once'",
+    default: Some("'exactly_once'"),
+    doc: "What a failure may do to a row. Exactly once, rows are visible when their checkpoint is complete; at least once, within \
+          `batch.interval_ms`, and a failure may write some again.",
+};
+static INSERT_TIMEOUT: OptionSpec = OptionSpec {
+    name: "insert.timeout_ms",
+    value: "a whole number of milliseconds above 0",
+    default: Some("300000"),
+    doc: "How long ClickHouse may take to acknowledge an insert before it is repeated.",
 };
 static BATCH_ROWS: OptionSpec = OptionSpec {
     name: "batch.rows",
-    value: "a whole number of rows above 0",
+    value: "a whole number of rows from 1 to 1000000",
     default: Some("100000"),
-    doc: "So many rows of a subtask are inserted at once, or 32 MiB if that is less; about twice as much is held at most.",
+    doc: "So many rows of a subtask are inserted at once, or 32 MiB if that is less; at most 1000000.",
 };
 static BATCH_INTERVAL: OptionSpec = OptionSpec {
     name: "batch.interval_ms",
     value: "a whole number of milliseconds",
     default: Some("1000"),
-    doc: "The longest that a row waits for others before it is inserted.",
+    doc: "The longest that a row waits for others before it is inserted, where it does not wait for a checkpoint.",
 };
 
 const DEFAULT_GATHERING: Gathering = Gathering { rows: 100_000, interval: Duration::from_secs(1) };
 
+/// How long ClickHouse may think about an insert.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// ClickHouse makes one block of so many rows, and a token covers one block of each partition (`max_insert_block_size` is
+/// 1,048,449 rows by default).
+const MAX_BATCH_ROWS: usize = 1_000_000;
+
+/// What a failure may do to a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Delivery {
+    /// Nothing.
+    ExactlyOnce,
+    /// Write it again.
+    AtLeastOnce,
+}
+
+const DELIVERIES: &[(&str, Delivery)] =
+    &[("exactly_once", Delivery::ExactlyOnce), ("at_least_once", Delivery::AtLeastOnce)];
+
 static OPTIONS: &[&OptionSpec] =
-    &[&URL, &ENDPOINT, &DATABASE, &TABLE, &USER, &PASSWORD, &DELIVERY, &BATCH_ROWS, &BATCH_INTERVAL];
+    &[&URL, &ENDPOINT, &DATABASE, &TABLE, &USER, &PASSWORD, &DELIVERY, &BATCH_ROWS, &BATCH_INTERVAL, &INSERT_TIMEOUT];
 
 /// The connector.
 pub(super) struct ClickHouse {
@@ -117,15 +147,17 @@ impl Connector for ClickHouse {
         let (endpoint, client) = connection(options)?;
         let database = options.get(&DATABASE)?.unwrap_or_else(|| endpoint.database().to_owned());
         let name = TableName { database, table: options.get(&TABLE)?.unwrap_or_else(|| table.name.clone()) };
-        at_least_once(options)?;
+        let delivery = options.choice(DELIVERY.name, DELIVERIES)?.unwrap_or(Delivery::ExactlyOnce);
         let gathering = gathering(options)?;
+        let timeout = timeout(options)?;
         check_key(table, input)?;
-        let wanted = Wanted { name, input: input.clone(), primary_key: table.primary_key.clone() };
+        let wanted = Wanted { name, input: input.clone(), primary_key: table.primary_key.clone(), delivery };
         Ok(Arc::new(ClickHouseSink {
             client,
             address: endpoint.base().trim_end_matches('/').to_owned(),
             wanted: Arc::new(wanted),
             gathering,
+            timeout,
             wait: self.wait,
             outage: Arc::new(Outage::default()),
         }))
@@ -154,30 +186,32 @@ fn connection(options: &mut Options) -> Result<(Endpoint, clickhouse::Client), O
     if let Some(password) = options.take(PASSWORD.name) {
         client = client.with_password(password);
     }
-    // Rows are acknowledged when they are in, a null is never turned into a default, and a time out of range is an error.
-    let settings =
-        [("async_insert", "0"), ("input_format_null_as_default", "0"), ("date_time_overflow_behavior", "throw")];
+    // Rows are acknowledged when they are in, a null is never turned into a default, a time out of range is an error, and a
+    // repeat under the same token is dropped, in the tables behind materialized views too.
+    let settings = [
+        ("async_insert", "0"),
+        ("input_format_null_as_default", "0"),
+        ("date_time_overflow_behavior", "throw"),
+        ("insert_deduplicate", "1"),
+        ("deduplicate_blocks_in_dependent_materialized_views", "1"),
+    ];
     let client = settings.into_iter().fold(client, |client, (name, value)| client.with_setting(name, value));
     Ok((endpoint, client))
 }
 
-fn at_least_once(options: &mut Options) -> Result<(), OptionError> {
-    match options.take(DELIVERY.name).as_deref() {
-        None | Some("at_least_once") => Ok(()),
-        Some("exactly_once") => Err(OptionError::option(
-            DELIVERY.name,
-            "`delivery = 'exactly_once'` needs checkpoints that are kept, which this version does not have: leave the option out \
-             for 'at_least_once'",
+fn timeout(options: &mut Options) -> Result<Duration, OptionError> {
+    match options.get::<u64>(&INSERT_TIMEOUT)?.map(Duration::from_millis) {
+        Some(Duration::ZERO) => Err(OptionError::option(
+            INSERT_TIMEOUT.name,
+            format!("`insert.timeout_ms` must be {}", INSERT_TIMEOUT.value),
         )),
-        Some(other) => {
-            Err(OptionError::option(DELIVERY.name, format!("`delivery = '{other}'`: expected {}", DELIVERY.value)))
-        }
+        timeout => Ok(timeout.unwrap_or(DEFAULT_TIMEOUT)),
     }
 }
 
 fn gathering(options: &mut Options) -> Result<Gathering, OptionError> {
     let rows = options.get::<usize>(&BATCH_ROWS)?.unwrap_or(DEFAULT_GATHERING.rows);
-    if rows == 0 {
+    if rows == 0 || rows > MAX_BATCH_ROWS {
         return Err(OptionError::option(BATCH_ROWS.name, format!("`batch.rows` must be {}", BATCH_ROWS.value)));
     }
     let interval = options.get::<u64>(&BATCH_INTERVAL)?.map(Duration::from_millis);
@@ -205,6 +239,7 @@ struct ClickHouseSink {
     address: String,
     wanted: Arc<Wanted>,
     gathering: Gathering,
+    timeout: Duration,
     wait: Duration,
     outage: Arc<Outage>,
 }
@@ -229,7 +264,11 @@ impl NodePlan for ClickHouseSink {
             true => format!("one row per {}", self.wanted.primary_key.join(", ")),
             false => "every row".to_owned(),
         };
-        vec![("table", self.wanted.name.to_string()), ("writes", writes), ("delivery", "at least once".to_owned())]
+        let delivery = match self.wanted.delivery {
+            Delivery::ExactlyOnce => "exactly once",
+            Delivery::AtLeastOnce => "at least once",
+        };
+        vec![("table", self.wanted.name.to_string()), ("writes", writes), ("delivery", delivery.to_owned())]
     }
 
     fn output(&self) -> Option<&StreamSchema> {
@@ -247,10 +286,17 @@ impl Stage for ClickHouseSink {
             client: self.client.clone(),
             address: self.address.clone(),
             clock: subtask.clock,
+            timeout: self.timeout,
             outage: Arc::clone(&self.outage),
         };
-        let writer = ClickHouseWriter::new(remote, Arc::clone(&self.wanted), self.gathering, self.wait);
+        let tokens = Tokens::new(subtask, self.wanted.delivery);
+        let stages = subtask.run.is_some() && self.commits();
+        let writer = ClickHouseWriter::new(remote, Arc::clone(&self.wanted), self.gathering, self.wait, tokens, stages);
         Ok(Body::Operator(Box::new(writer)))
+    }
+
+    fn commits(&self) -> bool {
+        self.wanted.delivery == Delivery::ExactlyOnce
     }
 }
 
@@ -288,10 +334,11 @@ mod tests {
     fn options_that_cannot_be_are_refused() {
         let url = ("url", "http://h:8123");
         let option = |pairs: &[(&str, &str)]| sink(pairs, StreamKind::Append, &[]).unwrap_err().option;
-        assert_eq!(option(&[url, ("delivery", "exactly_once")]).as_deref(), Some("delivery"));
         assert_eq!(option(&[url, ("delivery", "at_most_once")]).as_deref(), Some("delivery"));
         assert_eq!(option(&[url, ("endpoint", "http://h:8123")]).as_deref(), Some("endpoint"));
         assert_eq!(option(&[url, ("batch.rows", "0")]).as_deref(), Some("batch.rows"));
+        assert_eq!(option(&[url, ("batch.rows", "1000001")]).as_deref(), Some("batch.rows"));
+        assert_eq!(option(&[url, ("insert.timeout_ms", "0")]).as_deref(), Some("insert.timeout_ms"));
         assert_eq!(option(&[("url", "https://h")]).as_deref(), Some("url"));
         assert_eq!(option(&[("url", "http://a@h"), ("user", "b")]).as_deref(), Some("user"));
         assert_eq!(option(&[]), None);

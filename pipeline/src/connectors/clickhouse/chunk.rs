@@ -1,0 +1,109 @@
+//! What one INSERT carries, and how it survives a crash.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::Delivery;
+use crate::runtime::{OperatorError, Subtask};
+use crate::state::Staged;
+
+/// One INSERT.
+#[derive(Debug, Clone)]
+pub(super) struct Chunk {
+    pub(super) statement: Arc<str>,
+    /// An Arrow stream.
+    pub(super) body: Bytes,
+    pub(super) rows: usize,
+    /// Under which ClickHouse remembers it; none when a repeat may be written again.
+    pub(super) token: Option<String>,
+}
+
+/// What is saved of a chunk beside its body.
+#[derive(Debug, Serialize, Deserialize)]
+struct About {
+    statement: String,
+    rows: usize,
+    token: Option<String>,
+}
+
+impl Chunk {
+    /// What is saved.
+    pub(super) fn stage(&self) -> (serde_json::Value, Bytes) {
+        let about = About { statement: self.statement.to_string(), rows: self.rows, token: self.token.clone() };
+        (json!(about), self.body.clone())
+    }
+
+    /// What was saved.
+    pub(super) fn restore(staged: Staged) -> Result<Self, OperatorError> {
+        let About { statement, rows, token } = About::deserialize(&staged.about).map_err(|error| {
+            OperatorError::internal("rows to be inserted were saved in another form").because(error)
+        })?;
+        Ok(Self { statement: statement.into(), body: staged.bytes, rows, token })
+    }
+}
+
+/// Gives every INSERT of a subtask a token of its own.
+///
+/// A token is `RUN/NODE/SUBTASK/NUMBER`. A chunk that is inserted again after a crash has kept its token. One that was made and
+/// never saved is made anew by the next run, whose name differs if this one has completed a checkpoint, and if it has not,
+/// nothing was inserted.
+#[derive(Debug)]
+pub(super) struct Tokens {
+    /// None where no tokens are given.
+    prefix: Option<String>,
+    number: u64,
+}
+
+impl Tokens {
+    pub(super) fn new(subtask: &Subtask, delivery: Delivery) -> Self {
+        // Without saved state a token only has to outlive the repeats of its own insert.
+        let run = || subtask.run.as_deref().map_or_else(|| format!("{:032x}", rand::random::<u128>()), str::to_owned);
+        let prefix = || format!("{}/{}/{}", run(), subtask.node, subtask.index);
+        Self { prefix: (delivery == Delivery::ExactlyOnce).then(prefix), number: 0 }
+    }
+
+    pub(super) fn next(&mut self) -> Option<String> {
+        self.number += 1;
+        self.prefix.as_ref().map(|prefix| format!("{prefix}/{}", self.number))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::Clock;
+
+    #[test]
+    fn a_chunk_comes_back_as_it_was_saved() {
+        let chunk = Chunk {
+            statement: "INSERT INTO t (`a`) FORMAT ArrowStream".into(),
+            body: Bytes::from_static(b"\x00\x01"),
+            rows: 7,
+            token: Some("run-1/t/0/1".into()),
+        };
+        let (about, bytes) = chunk.stage();
+        let back = Chunk::restore(Staged { about, bytes }).unwrap();
+        assert_eq!((back.statement, back.body, back.rows, back.token), (chunk.statement, chunk.body, 7, chunk.token));
+        assert!(Chunk::restore(Staged { about: json!({}), bytes: Bytes::new() }).is_err());
+    }
+
+    #[test]
+    fn tokens_differ_by_run_subtask_and_number() {
+        let subtask = |run: Option<&str>, index| Subtask {
+            pipeline: "p".into(),
+            node: "t".into(),
+            index,
+            parallelism: 2,
+            clock: Clock::system(),
+            run: run.map(Into::into),
+        };
+        let mut tokens = Tokens::new(&subtask(Some("id-4"), 1), Delivery::ExactlyOnce);
+        assert_eq!([tokens.next().unwrap(), tokens.next().unwrap()], ["id-4/t/1/1", "id-4/t/1/2"]);
+        let unsaved = || Tokens::new(&subtask(None, 0), Delivery::ExactlyOnce).next();
+        assert_ne!(unsaved(), unsaved());
+        assert_eq!(Tokens::new(&subtask(Some("id-4"), 0), Delivery::AtLeastOnce).next(), None);
+    }
+}
