@@ -142,18 +142,25 @@ impl ContextProvider for Catalog<'_> {
     }
 
     fn udf_names(&self) -> Vec<String> {
-        self.session.scalar_functions().keys().cloned().collect()
+        in_order(self.session.scalar_functions().keys())
     }
 
     fn higher_order_function_names(&self) -> Vec<String> {
-        self.session.higher_order_functions().keys().cloned().collect()
+        in_order(self.session.higher_order_functions().keys())
     }
 
     fn udaf_names(&self) -> Vec<String> {
-        self.session.aggregate_functions().keys().cloned().collect()
+        in_order(self.session.aggregate_functions().keys())
     }
 
     fn udwf_names(&self) -> Vec<String> {
-        self.session.window_functions().keys().cloned().collect()
+        in_order(self.session.window_functions().keys())
     }
+}
+
+/// Names in the order of the alphabet: of several that are equally like a misspelt one, the first is suggested.
+fn in_order<'n>(names: impl Iterator<Item = &'n String>) -> Vec<String> {
+    let mut names: Vec<String> = names.cloned().collect();
+    names.sort_unstable();
+    names
 }
