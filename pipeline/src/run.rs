@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::connectors;
-use crate::runtime::{self, Running};
+use crate::runtime::{self, Running, SavedState};
 use crate::sql::{Functions, Pipeline, Planner, SqlError};
+use crate::state::{Checkpoints, StartFrom, StateError};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::udf::{PluginFunction, UdfCatalog, UdfError};
 
@@ -30,8 +31,10 @@ impl Default for PlanOptions {
 pub struct RunOptions {
     /// The pipeline's name: in metrics, logs and saved state.
     pub name: String,
-    /// The folder that belongs to this pipeline alone.
-    pub state_dir: Option<PathBuf>,
+    /// The folder, or `s3://` URL, that belongs to this pipeline alone; without, no state is saved.
+    pub state_dir: Option<String>,
+    /// From where it starts, where state is saved.
+    pub from: StartFrom,
     /// Subtasks per node.
     pub parallelism: usize,
     /// Time between checkpoints.
@@ -58,6 +61,9 @@ pub enum StartError {
     /// The state directory cannot be used.
     #[error(transparent)]
     StateDir(#[from] StateDirError),
+    /// The saved state cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// An operator could not be built.
     #[error(transparent)]
     Pipeline(#[from] runtime::PipelineError),
@@ -91,18 +97,43 @@ fn functions(udfs: &UdfCatalog) -> Functions {
 pub struct Started {
     /// The running pipeline.
     pub running: Running,
+    /// What it goes on from, where that is a checkpoint.
+    pub resumed: Option<ResumedFrom>,
     _state_dir: Option<StateDir>,
 }
 
+/// What a pipeline goes on from.
+#[derive(Debug, Clone)]
+pub struct ResumedFrom {
+    /// The checkpoint.
+    pub epoch: u64,
+    /// Rows of state in it.
+    pub rows: u64,
+    /// Why newer ones were passed over.
+    pub passed_over: Vec<String>,
+}
+
 /// Starts a planned pipeline on the current tokio runtime.
-pub fn start(pipeline: &Pipeline, options: &RunOptions) -> Result<Started, StartError> {
-    let state_dir = options.state_dir.as_deref().map(|dir| StateDir::open(dir, &options.name)).transpose()?;
-    let running = runtime::start(
-        &pipeline.job,
-        runtime::Options {
-            checkpoint_interval: options.checkpoint_interval,
-            ..runtime::Options::new(&options.name, options.parallelism)
-        },
-    )?;
-    Ok(Started { running, _state_dir: state_dir })
+pub async fn start(pipeline: &Pipeline, options: &RunOptions) -> Result<Started, StartError> {
+    let (mut state_dir, mut saved, mut resumed_from) = (None, None, None);
+    if let Some(location) = &options.state_dir {
+        let dir = StateDir::open(location, &options.name).await?;
+        let nodes = runtime::identities(&pipeline.job);
+        let commits = pipeline.job.nodes().any(|(_, node)| node.plan.commits());
+        let (checkpoints, resumed) =
+            Checkpoints::open(dir.store.clone(), &options.name, nodes, options.from, commits).await?;
+        resumed_from = resumed.as_ref().map(|resumed| ResumedFrom {
+            epoch: resumed.epoch,
+            rows: resumed.rows,
+            passed_over: resumed.passed_over.clone(),
+        });
+        saved = Some(SavedState { id: dir.id.clone(), checkpoints, resumed });
+        state_dir = Some(dir);
+    }
+    let runtime_options = runtime::Options {
+        checkpoint_interval: options.checkpoint_interval,
+        ..runtime::Options::new(&options.name, options.parallelism)
+    };
+    let running = runtime::start_saving(&pipeline.job, runtime_options, saved)?;
+    Ok(Started { running, resumed: resumed_from, _state_dir: state_dir })
 }

@@ -10,6 +10,7 @@ mod progress;
 mod run;
 mod service;
 mod signals;
+mod state;
 mod summary;
 mod up;
 
@@ -37,6 +38,7 @@ Examples:
   tickhouse check pipeline.sql                       is the pipeline right?
   tickhouse explain pipeline.sql                     what would run
   tickhouse run pipeline.sql --udf target/udfs       run it
+  tickhouse state list state/job                     the checkpoints of a pipeline
   tickhouse clickhouse serve --path data             a ClickHouse engine, with no server to install
   tickhouse up                                       the influencer pipeline with all it needs")]
 pub struct Cli {
@@ -58,6 +60,9 @@ pub enum Command {
     /// Serve and prepare ClickHouse
     #[command(subcommand)]
     Clickhouse(clickhouse::ClickhouseCommand),
+    /// Look at saved state
+    #[command(subcommand)]
+    State(state::StateCommand),
     /// Start everything: ClickHouse, the stand-in for the upstream API, the registry and the influencer pipeline
     Up(up::UpArgs),
     /// The pipeline of `up`, in a process of its own
@@ -73,6 +78,7 @@ impl Command {
             Self::Explain(args) => explain::explain(&args),
             Self::Run(args) => block_on(run::run(args)),
             Self::Clickhouse(command) => block_on(clickhouse::run(command)),
+            Self::State(command) => block_on(state::run(command)),
             Self::Up(args) => block_on(up::up(args)),
             Self::UpPipeline(args) => block_on(up::pipeline(args)),
         }

@@ -8,6 +8,7 @@ use clap::Args;
 use tickhouse::plan::{Format, explain};
 use tickhouse::run::{PlanOptions, RunOptions, plan, start};
 use tickhouse::runtime::{Finished, Reason, Running};
+use tickhouse::state::StartFrom;
 use tickhouse::status::StatusListener;
 
 use super::progress::LiveView;
@@ -29,9 +30,16 @@ pub struct RunArgs {
     /// The pipeline's name in metrics, logs and state [default: the folder and name of the file]
     #[arg(long)]
     pub name: Option<String>,
-    /// Folder that belongs to this pipeline alone; made when missing
+    /// Folder, or s3://BUCKET/PREFIX, for the state of this pipeline alone: a pipeline that is started again goes on from
+    /// there. Made when missing; without it no state is saved
     #[arg(long, env = "TICKHOUSE_STATE_DIR", value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
+    pub state_dir: Option<String>,
+    /// Start anew, whatever state is saved; it is removed when the first new checkpoint is complete
+    #[arg(long, requires = "state_dir")]
+    pub fresh: bool,
+    /// Go on from this checkpoint, not from the newest: rows that came later may be written again
+    #[arg(long, value_name = "EPOCH", requires = "state_dir", conflicts_with = "fresh")]
+    pub resume_from: Option<u64>,
     /// Subtasks per operator [default: the number of cores]
     #[arg(long, env = "TICKHOUSE_PARALLELISM", value_name = "N", value_parser = parallelism)]
     pub parallelism: Option<usize>,
@@ -83,6 +91,11 @@ pub async fn run_until(args: RunArgs, signals: &mut Signals) -> Outcome {
     let options = RunOptions {
         name: args.name.unwrap_or_else(|| default_name(&args.file)),
         state_dir: args.state_dir,
+        from: match args.resume_from {
+            Some(epoch) => StartFrom::Epoch(epoch),
+            None if args.fresh => StartFrom::Nothing,
+            None => StartFrom::Newest,
+        },
         parallelism: args.parallelism.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         checkpoint_interval: args.checkpoint_interval,
     };
@@ -90,7 +103,19 @@ pub async fn run_until(args: RunArgs, signals: &mut Signals) -> Outcome {
         Some(address) => Some(StatusListener::bind(address).await?),
         None => None,
     };
-    let started = start(&pipeline, &options)?;
+    let started = start(&pipeline, &options).await?;
+    match &started.resumed {
+        Some(resumed) => {
+            for error in &resumed.passed_over {
+                tracing::warn!("going on from an older checkpoint: {error}");
+            }
+            tracing::info!(epoch = resumed.epoch, rows_of_state = resumed.rows, "going on from the checkpoint");
+        }
+        None if options.state_dir.is_none() => {
+            tracing::info!("no --state-dir: no state is saved, and a pipeline that is started again begins anew");
+        }
+        None => {}
+    }
     let metrics = started.running.metrics();
     let _status = listener.map(|listener| {
         tracing::info!("status at http://{}/health, /metrics and /graph", listener.local_addr());

@@ -133,7 +133,8 @@ impl Environment<'_> {
     fn pipeline(&self, args: &UpArgs, home: &Path) -> Result<Child, Failure> {
         let file = args.sql.join("pipeline.sql");
         let mut command = self.command(args, "up-pipeline", &file, &home.join("state"));
-        command.args(["--http", &format!("127.0.0.1:{}", args.status_port)]);
+        // Rows are visible when their checkpoint is complete, and whoever looks at a demo does not like to wait.
+        command.args(["--http", &format!("127.0.0.1:{}", args.status_port), "--checkpoint-interval", "1s"]);
         if let Some(time) = args.stop_after {
             command.arg("--stop-after").arg(humantime::format_duration(time).to_string());
         }
