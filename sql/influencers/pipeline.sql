@@ -67,6 +67,17 @@ CREATE TABLE replies (minute TIMESTAMP, pk BIGINT, reply TEXT);
 INSERT INTO replies
 SELECT minute, pk, fetch_influencer(pk) FROM due;
 
+-- A reading belongs to its minute: one that comes after it is stale, and a dead letter.
+CREATE VIEW judged AS
+SELECT
+  minute,
+  pk,
+  reply,
+  json_get_bool(reply, 'ok') AS ok,
+  to_timestamp_micros(json_get_int(reply, 'fetched_at_micros')) AS fetched_at,
+  to_timestamp_micros(json_get_int(reply, 'fetched_at_micros')) < minute + interval '1 minute' AS in_time
+FROM replies;
+
 -- One row for each reply that holds a reading.
 CREATE TABLE readings (
   minute TIMESTAMP,
@@ -84,9 +95,9 @@ SELECT
   json_get_str(reply, 'username'),
   json_get_int(reply, 'follower_count'),
   json_get_int(reply, 'following_count'),
-  to_timestamp_micros(json_get_int(reply, 'fetched_at_micros'))
-FROM replies
-WHERE json_get_bool(reply, 'ok');
+  fetched_at
+FROM judged
+WHERE ok AND in_time;
 
 INSERT INTO follower_timeline
 SELECT pk, minute, follower_count, following_count, fetched_at FROM readings;
@@ -108,10 +119,10 @@ INSERT INTO fetch_dead_letters
 SELECT
   minute,
   pk,
-  coalesce(json_get_str(reply, 'error'), 'malformed_reply'),
+  CASE WHEN ok THEN 'stale' ELSE coalesce(json_get_str(reply, 'error'), 'malformed_reply') END,
   coalesce(json_get_int(reply, 'status'), 0),
   coalesce(json_get_int(reply, 'attempts'), 0),
-  coalesce(json_get_str(reply, 'message'), ''),
+  CASE WHEN ok THEN 'the reading came after its minute' ELSE coalesce(json_get_str(reply, 'message'), '') END,
   coalesce(reply, '')
-FROM replies
-WHERE NOT coalesce(json_get_bool(reply, 'ok'), false);
+FROM judged
+WHERE NOT coalesce(ok AND in_time, false);
