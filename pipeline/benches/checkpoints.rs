@@ -83,10 +83,13 @@ async fn restart() -> Result<(f64, u64)> {
     let folder = tempfile::tempdir()?;
     let state = folder.path().join("state");
     let pipeline = || aggregate(folder.path(), "event_rate = '2000000'", &format!("counter % {KEYS}"));
-    let first = begin(&pipeline()?, 2, Duration::from_secs(1), Some(&state)).await?;
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    first.running.stop();
-    first.running.wait().await?;
+    {
+        // With its end it gives the state directory back.
+        let first = begin(&pipeline()?, 2, Duration::from_secs(1), Some(&state)).await?;
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        first.running.stop();
+        first.running.wait().await?;
+    }
 
     let begun = Instant::now();
     let again = begin(&pipeline()?, 2, Duration::from_secs(1), Some(&state)).await?;

@@ -3,10 +3,12 @@
 
 CREATE TABLE numbers WITH (connector = 'impulse', type = 'source', message_count = '{{ INFLUENCERS }}');
 
+-- A row that is written twice does no harm in the registry, and its table remembers no inserts.
 CREATE TABLE active_influencers (
   pk BIGINT NOT NULL,
   active BOOLEAN NOT NULL
-) WITH (connector = 'clickhouse', type = 'sink', url = '{{ CLICKHOUSE_URL }}', database = 'tickhouse', table = 'active_influencers');
+) WITH (connector = 'clickhouse', type = 'sink', url = '{{ CLICKHOUSE_URL }}', database = 'tickhouse', table = 'active_influencers',
+  delivery = 'at_least_once');
 
 INSERT INTO active_influencers
 SELECT CAST(1000000 + counter AS BIGINT), true FROM numbers;

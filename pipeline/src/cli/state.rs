@@ -7,7 +7,9 @@ use std::io::Write as _;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use tickhouse::runtime::Time;
-use tickhouse::state::{FileRef, Manifest, NodeState, StateError, Store, decode, epochs, read_file, read_manifest};
+use tickhouse::state::{
+    FileRef, Manifest, NodeState, StateError, Store, decode, epochs, missed, read_file, read_manifest,
+};
 use tickhouse::state_dir::StateDir;
 
 use super::progress::grouped;
@@ -170,8 +172,11 @@ fn show_node(node: &NodeState, out: &mut String) {
 
 async fn verify(args: &StateArgs) -> Outcome {
     let store = StateDir::look(&args.location)?;
-    let (mut checked, mut bytes, mut problems) = (BTreeSet::new(), 0, Vec::new());
-    for epoch in known(&store).await? {
+    let epochs = known(&store).await?;
+    let (mut checked, mut bytes) = (BTreeSet::new(), 0);
+    let mut problems: Vec<String> =
+        missed(&store, &epochs).await?.map(|(_, error)| error.to_string()).into_iter().collect();
+    for epoch in epochs {
         let manifest = match read_manifest(&store, epoch).await {
             Ok(manifest) => manifest,
             Err(error) => {

@@ -199,8 +199,7 @@ fn to_nanoseconds(times: &ArrayRef) -> Result<ArrayRef, arrow::error::ArrowError
 impl Operator for WatermarkOperator {
     /// The least of what was reached: whoever reads this has been told no more.
     fn restore(&mut self, state: &Restored) -> Result<(), OperatorError> {
-        let least = |times: Vec<Option<i64>>| times.into_iter().min().flatten().map(Time);
-        self.reached = least(state.values(REACHED)?);
+        self.reached = state.values::<Option<i64>>(REACHED)?.into_iter().min().flatten().map(Time);
         self.sent = self.reached;
         Ok(())
     }

@@ -17,7 +17,7 @@ use super::exchange::Outputs;
 use super::inputs::{InputEvent, Inputs};
 use super::metrics::SubtaskMetrics;
 use super::saving::Saving;
-use super::subtask::{Halt, Outcome, Pace, Reporter, Said};
+use super::subtask::{Belongings, Halt, Outcome, Pace, Reporter, Said};
 use super::timer::Timer;
 use super::{Barrier, Clock, Context, Epoch, Operator, OperatorError, Outbox, Output};
 use crate::state::SubtaskSnapshot;
@@ -78,12 +78,10 @@ impl OperatorTask {
         operator: Box<dyn Operator>,
         inputs: Inputs,
         outputs: Outputs,
-        clock: Clock,
         completions: mpsc::UnboundedReceiver<Epoch>,
-        reporter: Reporter,
-        metrics: Arc<SubtaskMetrics>,
-        saving: Saving,
+        belongings: Belongings,
     ) -> Self {
+        let Belongings { clock, reporter, metrics, saving } = belongings;
         Self {
             operator,
             inputs,

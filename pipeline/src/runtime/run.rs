@@ -16,9 +16,9 @@ use super::metrics::Metrics;
 use super::operator_task::OperatorTask;
 use super::saving::Saving;
 use super::source_task::SourceTask;
-use super::subtask::{Halt, Outcome, Reporter, guard};
+use super::subtask::{Belongings, Halt, Outcome, Reporter, guard};
 use super::wiring::{Wires, wire};
-use super::{Barrier, Body, Clock, Epoch, Job, OperatorError, PipelineError, SourceContext, Stage, Subtask};
+use super::{Barrier, Body, Clock, Epoch, Job, OperatorError, PipelineError, Stage, Subtask};
 use crate::plan::{Node, NodeId};
 use crate::state::{Checkpoints, NodeIdentity, Restored, Resumed};
 
@@ -263,17 +263,16 @@ fn build(stage: &dyn Stage, subtask: &Subtask) -> Result<Body, OperatorError> {
 /// Puts a node's running half between its channels.
 fn prepare(body: Body, wires: Wires, reporter: Reporter, clock: Clock, saving: Saving) -> Result<Life, OperatorError> {
     let Wires { inputs, outputs, metrics } = wires;
+    let belongings = Belongings { clock, reporter, metrics, saving };
     match body {
         Body::Source(source) if inputs.is_empty() => {
             let (barriers, receive) = mpsc::unbounded_channel();
-            let cx = SourceContext { clock };
-            let task = SourceTask::new(source, outputs, cx, receive, reporter, metrics, saving);
+            let task = SourceTask::new(source, outputs, receive, belongings);
             Ok(Life { future: task.run().boxed(), barriers: Some(barriers), completions: None })
         }
         Body::Operator(operator) if !inputs.is_empty() => {
             let (completions, receive) = mpsc::unbounded_channel();
-            let inputs = Inputs::new(inputs);
-            let task = OperatorTask::new(operator, inputs, outputs, clock, receive, reporter, metrics, saving);
+            let task = OperatorTask::new(operator, Inputs::new(inputs), outputs, receive, belongings);
             Ok(Life { future: task.run().boxed(), barriers: None, completions: Some(completions) })
         }
         Body::Source(_) => Err(OperatorError::internal("is a source, and yet has inputs")),

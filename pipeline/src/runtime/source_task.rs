@@ -11,7 +11,7 @@ use super::channel::Message;
 use super::exchange::Outputs;
 use super::metrics::SubtaskMetrics;
 use super::saving::Saving;
-use super::subtask::{Halt, Outcome, Pace, Reporter, Said};
+use super::subtask::{Belongings, Halt, Outcome, Pace, Reporter, Said};
 use super::{Barrier, OperatorError, Source, SourceContext, SourceEvent, Time, Watermark};
 
 /// The next thing to be done.
@@ -37,12 +37,11 @@ impl SourceTask {
     pub fn new(
         source: Box<dyn Source>,
         outputs: Outputs,
-        cx: SourceContext,
         barriers: mpsc::UnboundedReceiver<Barrier>,
-        reporter: Reporter,
-        metrics: Arc<SubtaskMetrics>,
-        saving: Saving,
+        belongings: Belongings,
     ) -> Self {
+        let Belongings { clock, reporter, metrics, saving } = belongings;
+        let cx = SourceContext { clock };
         Self { source, outputs, cx, barriers, reporter, metrics, saving, pace: Pace::default() }
     }
 

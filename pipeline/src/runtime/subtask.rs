@@ -1,6 +1,7 @@
 //! What subtasks of every kind have in common: how they end, how they report, how they share the processor.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -8,7 +9,9 @@ use tokio::sync::mpsc;
 
 use super::channel::Closed;
 use super::error::of_panic;
-use super::{Epoch, OperatorError};
+use super::metrics::SubtaskMetrics;
+use super::saving::Saving;
+use super::{Clock, Epoch, OperatorError};
 use crate::state::SubtaskSnapshot;
 
 /// How a subtask's life ended, when not in an error.
@@ -89,6 +92,19 @@ impl Reporter {
         // Without a coordinator the pipeline is being torn down, this subtask with it.
         let _ = self.reports.send(Report { subtask: self.subtask, said });
     }
+}
+
+/// What every subtask has beside its body and its channels.
+#[derive(Debug)]
+pub struct Belongings {
+    /// The only clock that it reads.
+    pub clock: Clock,
+    /// The way to the coordinator.
+    pub reporter: Reporter,
+    /// What it counts.
+    pub metrics: Arc<SubtaskMetrics>,
+    /// Its state.
+    pub saving: Saving,
 }
 
 /// Sees to it that a subtask that is never out of work lets others run.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! checkpoints/000000000012.json      a manifest: the checkpoint is there when this is
+//! checkpoints/newest                 the number of the newest, so that its manifest is missed when it is gone
 //! data/000000000012-0-1-rows.log     rows that subtask 1 of node 0 wrote at epoch 12
 //! ```
 //!
@@ -23,6 +24,7 @@ use super::store::Store;
 
 const MANIFESTS: &str = "checkpoints";
 const DATA: &str = "data";
+const NEWEST: &str = "checkpoints/newest";
 
 /// Files that are read or written at once.
 const CONCURRENCY: usize = 4;
@@ -93,9 +95,11 @@ impl Checkpoints {
         commits: bool,
     ) -> Result<(Self, Option<Resumed>), StateError> {
         let epochs = epochs(&store).await?;
+        let missed = missed(&store, &epochs).await?;
+        let highest = missed.as_ref().map(|(epoch, _)| *epoch).or(epochs.last().copied()).unwrap_or(0);
         let resumed = match from {
             StartFrom::Nothing => None,
-            StartFrom::Newest => newest(&store, &epochs, &nodes, commits).await?,
+            StartFrom::Newest => newest(&store, &epochs, missed, &nodes, commits).await?,
             StartFrom::Epoch(epoch) if epochs.contains(&epoch) => Some(load(&store, epoch, &nodes).await?),
             StartFrom::Epoch(epoch) => {
                 return Err(StateError::NoSuchEpoch { epoch, root: store.root().to_owned(), there: epochs });
@@ -109,7 +113,7 @@ impl Checkpoints {
             nodes,
             last,
             parent: None,
-            highest: epochs.last().copied().unwrap_or(0),
+            highest,
             is_untidy: true,
         };
         Ok((checkpoints, resumed))
@@ -171,6 +175,7 @@ impl Checkpoints {
         let bytes = Bytes::from(manifest.encode().map_err(|reason| content("pipeline", "the manifest", reason))?);
         total = Written { files: total.files + 1, bytes: total.bytes + bytes.len() as u64, ..total };
         self.store.create(&path, bytes).await?;
+        self.store.put(NEWEST, format!("{epoch}\n").into()).await?;
         self.highest = epoch;
         self.retire(manifest).await?;
         Ok(total)
@@ -214,7 +219,7 @@ impl Checkpoints {
     async fn strays(&self, kept: &[&Manifest]) -> Result<Vec<String>, StateError> {
         let manifests = kept.iter().map(|manifest| manifest_path(manifest.epoch));
         let files = kept.iter().flat_map(|manifest| manifest.files()).map(|file| file.path.clone());
-        let needed: BTreeSet<String> = manifests.chain(files).collect();
+        let needed: BTreeSet<String> = manifests.chain(files).chain([NEWEST.to_owned()]).collect();
         let mut there = self.store.list(MANIFESTS).await?;
         there.extend(self.store.list(DATA).await?);
         there.retain(|path| !needed.contains(path));
@@ -320,6 +325,25 @@ pub async fn epochs(store: &Store) -> Result<Vec<u64>, StateError> {
     Ok(epochs)
 }
 
+/// The newest checkpoint, when its manifest is no longer there, as a file that is missing.
+pub async fn missed(store: &Store, epochs: &[u64]) -> Result<Option<(u64, StateError)>, StateError> {
+    let Some(text) = store.read(NEWEST).await? else { return Ok(None) };
+    let newest: Option<u64> = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
+    // A manifest that was written before the number was is there, and newer.
+    let last = epochs.last().copied().unwrap_or(0);
+    Ok(match newest {
+        Some(newest) if newest > last => {
+            let place = store.place(&manifest_path(newest));
+            Some((newest, StateError::Damaged { place, epoch: newest, damage: Damage::Missing }))
+        }
+        Some(_) => None,
+        None => {
+            let damage = Damage::Unreadable("it should hold the number of the newest checkpoint".to_owned());
+            Some((last, StateError::Damaged { place: store.place(NEWEST), epoch: last, damage }))
+        }
+    })
+}
+
 /// Reads the manifest of `epoch`.
 pub async fn read_manifest(store: &Store, epoch: u64) -> Result<Manifest, StateError> {
     let path = manifest_path(epoch);
@@ -346,10 +370,11 @@ pub async fn read_file(store: &Store, epoch: u64, file: &FileRef) -> Result<Byte
 async fn newest(
     store: &Store,
     epochs: &[u64],
+    missed: Option<(u64, StateError)>,
     nodes: &[NodeIdentity],
     commits: bool,
 ) -> Result<Option<(Manifest, Resumed)>, StateError> {
-    let mut passed_over: Vec<(u64, StateError)> = Vec::new();
+    let mut passed_over: Vec<(u64, StateError)> = missed.into_iter().collect();
     for epoch in epochs.iter().rev() {
         match load(store, *epoch, nodes).await {
             Ok((manifest, mut resumed)) => {

@@ -42,7 +42,7 @@ pub enum StateError {
         /// The file.
         place: Place,
         /// What the store says.
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
     /// A file is not what was written.
     #[error("the file {place} of checkpoint {epoch} {damage}")]
@@ -123,7 +123,7 @@ pub enum StateError {
         /// As given.
         url: String,
         /// What the store says.
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
 }
 

@@ -15,7 +15,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use checkpoints::{Checkpoints, Resumed, StartFrom, Written, epochs, read_file, read_manifest};
+pub use checkpoints::{Checkpoints, Resumed, StartFrom, Written, epochs, missed, read_file, read_manifest};
 pub use error::{Damage, Place, StateError};
 pub use key_index::KeyIndex;
 pub use keyed::{KeyedTable, Stored};

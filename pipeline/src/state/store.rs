@@ -26,7 +26,7 @@ impl Store {
     pub fn folder(path: &Path) -> Result<Self, StateError> {
         let root = path.display().to_string();
         let inner = LocalFileSystem::new_with_prefix(path)
-            .map_err(|source| StateError::Url { url: root.clone(), source })?
+            .map_err(|error| StateError::Url { url: root.clone(), source: error.into() })?
             .with_fsync(true);
         Ok(Self { root, inner: Arc::new(inner) })
     }
@@ -34,7 +34,7 @@ impl Store {
     /// The bucket and prefix of an `s3://` URL. Region, endpoint and credentials come from the environment, under the names
     /// that AWS's own tools use (`AWS_REGION`, `AWS_ENDPOINT`, `AWS_ACCESS_KEY_ID`, ..., `AWS_ALLOW_HTTP`).
     pub fn bucket(url: &str) -> Result<Self, StateError> {
-        let refused = |source| StateError::Url { url: url.to_owned(), source };
+        let refused = |error: Error| StateError::Url { url: url.to_owned(), source: error.into() };
         let store = AmazonS3Builder::from_env().with_url(url).build().map_err(refused)?;
         let prefix = url.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map_or("", |(_, prefix)| prefix);
         let inner = PrefixStore::new(store, ObjectPath::from(prefix));
@@ -58,7 +58,7 @@ impl Store {
 
     fn failed(&self, action: &'static str, path: &str) -> impl FnOnce(Error) -> StateError {
         let place = self.place(path);
-        move |source| StateError::Store { action, place, source }
+        move |error| StateError::Store { action, place, source: error.into() }
     }
 
     /// Writes a file, in place of one that may be there.

@@ -93,7 +93,7 @@ async fn a_checkpoint_writes_what_has_changed_and_what_is_not_needed_is_removed(
         let written = checkpoints.write(epoch, 0, snapshot(1, change(false, [epoch as i64]))).await.unwrap();
         assert_eq!(written.files, 2, "the rows and the manifest");
         let (manifests, files) = (store.list("checkpoints").await.unwrap(), store.list("data").await.unwrap());
-        assert_eq!(manifests.len(), 2);
+        assert_eq!(manifests.len(), 3, "two checkpoints, and the number of the newer");
         assert!(files.len() <= 40, "{} files at epoch {epoch}", files.len());
     }
     checkpoints.write(200, 0, snapshot(1, change(true, [7]))).await.unwrap();
@@ -157,6 +157,32 @@ async fn a_missing_file_is_damage_too_and_when_nothing_is_left_it_is_said() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_is_gone_is_missed() {
+    let gone = "checkpoints/000000000003.json";
+    let store = three().await;
+    store.delete(vec![gone.to_owned()]).await.unwrap();
+    let error = open(&store, StartFrom::Newest, true).await.unwrap_err().to_string();
+    assert!(error.contains(gone) && error.contains("is missing"), "{error}");
+    let (mut checkpoints, resumed) = open(&store, StartFrom::Newest, false).await.unwrap();
+    assert_eq!((resumed.unwrap().epoch, checkpoints.next_epoch()), (2, 4));
+    checkpoints.write(4, 0, snapshot(4, change(false, [4]))).await.unwrap();
+    let (_, resumed) = open(&store, StartFrom::Newest, true).await.unwrap();
+    assert_eq!(seen(&resumed.unwrap()).1, [1, 2, 4]);
+}
+
+#[tokio::test]
+async fn a_number_of_the_newest_that_lags_behind_or_is_not_there_does_no_harm() {
+    let store = three().await;
+    store.put("checkpoints/newest", Bytes::from_static(b"2\n")).await.unwrap();
+    assert_eq!(open(&store, StartFrom::Newest, true).await.unwrap().1.unwrap().epoch, 3);
+    store.delete(vec!["checkpoints/newest".to_owned()]).await.unwrap();
+    assert_eq!(open(&store, StartFrom::Newest, true).await.unwrap().1.unwrap().epoch, 3);
+    store.put("checkpoints/newest", Bytes::from_static(b"3x")).await.unwrap();
+    let error = open(&store, StartFrom::Newest, true).await.unwrap_err().to_string();
+    assert!(error.contains("checkpoints/newest"), "{error}");
+}
+
+#[tokio::test]
 async fn starting_anew_leaves_the_old_state_until_there_is_new() {
     let store = three().await;
     let (mut checkpoints, resumed) = open(&store, StartFrom::Nothing, true).await.unwrap();
@@ -167,7 +193,7 @@ async fn starting_anew_leaves_the_old_state_until_there_is_new() {
     let (_, resumed) = open(&store, StartFrom::Newest, true).await.unwrap();
     let resumed = resumed.unwrap();
     assert_eq!((resumed.epoch, seen(&resumed).1), (4, vec![9]));
-    assert_eq!(store.list("checkpoints").await.unwrap().len(), 1, "there is no way back to what was given up");
+    assert_eq!(epochs(&store).await.unwrap(), [4], "there is no way back to what was given up");
 }
 
 #[tokio::test]

@@ -50,7 +50,7 @@ impl Connector for Fake {
         options: &mut Options,
         input: &StreamSchema,
     ) -> Result<Arc<dyn Stage>, OptionError> {
-        for option in ["path", "url", "database", "table"] {
+        for option in ["path", "url", "database", "table", "delivery"] {
             options.take(option);
         }
         if input.is_updating() && self.kind == StreamKind::Append {
