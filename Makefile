@@ -12,7 +12,7 @@ CLICKHOUSE_PORT ?= 8123
 API_PORT ?= 3000
 STATUS_PORT ?= 8080
 
-.PHONY: help setup build demo test lint clean
+.PHONY: help setup build demo test chaos chaos-short bench-checkpoints lint clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,15 @@ demo: build ## Run the influencer pipeline with all it needs; Ctrl-C stops it [I
 
 test: build ## Run every check and test; ends with one line, N passed, N failed
 	@scripts/test
+
+chaos: build ## Kill and restart the influencer pipeline under load [CHAOS_KILLS=50 CHAOS_SEED=n]
+	CHAOS_KILLS=$${CHAOS_KILLS:-50} cargo test --release -p tickhouse-tests --test chaos -- --nocapture
+
+chaos-short: build ## The same, with 5 kills: what make test runs
+	cargo test --release -p tickhouse-tests --test chaos -- --nocapture
+
+bench-checkpoints: ## What checkpoints cost: throughput with and without, bytes, time of a restart
+	cargo bench -p tickhouse --bench checkpoints
 
 lint: ## Only the formatter, clippy and the documentation
 	@scripts/test lint

@@ -4,11 +4,25 @@
 //! The programs come from `make build`; a test that does not find them says so.
 
 pub mod clickhouse;
+mod disk;
+mod job;
+mod lines;
 mod process;
+pub mod proxy;
+mod random;
+mod s3;
+mod served;
 mod stack;
+mod tables;
 
+pub use disk::SmallDisk;
+pub use job::InfluencerJob;
 pub use process::{Output, Program, programs};
+pub use random::Random;
+pub use s3::S3;
+pub use served::{Served, assert_books_balance};
 pub use stack::{Stack, StackOptions, eventually};
+pub use tables::{DeadLetter, Reading, Summary, Tables, assert_none, by_pk};
 
 use std::path::{Path, PathBuf};
 

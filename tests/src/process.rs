@@ -1,10 +1,11 @@
 //! Programs under test.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::lines::Lines;
 
 /// How long a program may take to start or stop.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -21,7 +22,7 @@ pub struct Program {
     name: String,
     child: Child,
     stdin: Option<ChildStdin>,
-    stderr: mpsc::Receiver<String>,
+    stderr: Lines,
     url: Option<String>,
 }
 
@@ -77,13 +78,7 @@ impl Program {
     fn spawn(command: &mut Command) -> Self {
         let name = Path::new(command.get_program()).display().to_string();
         let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
-        let mut pipe = child.stderr.take().expect("stderr is piped");
-        let (send, stderr) = mpsc::channel();
-        std::thread::spawn(move || {
-            let mut text = String::new();
-            let _ = pipe.read_to_string(&mut text);
-            let _ = send.send(text);
-        });
+        let stderr = Lines::of(child.stderr.take().expect("stderr is piped"));
         let stdin = child.stdin.take();
         Self { name, child, stdin, stderr, url: None }
     }
@@ -101,6 +96,17 @@ impl Program {
     /// Whether it still runs.
     pub fn runs(&mut self) -> bool {
         self.child.try_wait().expect("a child can be waited for").is_none()
+    }
+
+    /// When it first said `text` on standard error; `None` when it has not so far.
+    pub fn said(&self, text: &str) -> Option<SystemTime> {
+        self.stderr.first(text)
+    }
+
+    /// Waits up to `patience` until it says `text` on standard error, and gives the time at which it did; `None` when it does
+    /// not, or has ended without.
+    pub fn wait_for(&self, text: &str, patience: Duration) -> Option<SystemTime> {
+        self.stderr.wait_for(text, patience)
     }
 
     /// Sends a signal by name (`TERM`, `INT`, `KILL`).
@@ -129,8 +135,7 @@ impl Program {
             }
         };
         drop(stdin);
-        let stderr = self.stderr.recv_timeout(PATIENCE).unwrap_or_default();
-        Output { code: status.code(), stdout: String::new(), stderr }
+        Output { code: status.code(), stdout: String::new(), stderr: self.stderr.whole(PATIENCE) }
     }
 }
 

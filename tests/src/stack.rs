@@ -8,6 +8,7 @@ use ::clickhouse::Client;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
+use crate::job::InfluencerJob;
 use crate::process::{Output, Program};
 use crate::{influencers_sql, programs};
 
@@ -89,11 +90,9 @@ impl Stack {
         Program::output(self.tickhouse(&["run", &file, "--parallelism", "2"]).env("INFLUENCERS", count.to_string()))
     }
 
-    /// Starts the influencer pipeline with windows of `window`.
+    /// Starts the influencer pipeline with windows of `window`; [`InfluencerJob`] can say more.
     pub fn influencers(&self, window: &str, parallelism: usize) -> Program {
-        let file = self.write("pipeline.sql", &influencers_sql("pipeline.sql", window));
-        let (file, parallelism) = (file.display().to_string(), parallelism.to_string());
-        Program::start(self.tickhouse(&["run", &file, "--parallelism", &parallelism, "--checkpoint-interval", "1s"]))
+        InfluencerJob::every(window).parallelism(parallelism).start(self)
     }
 
     /// Changes the stand-in's settings.
@@ -105,9 +104,15 @@ impl Stack {
 
     /// Asks the stand-in.
     pub async fn ask<T: DeserializeOwned>(&self, path: &str) -> T {
+        serde_json::from_str(&self.text(path).await).expect("the stand-in answers as documented")
+    }
+
+    /// Asks the stand-in for text.
+    pub async fn text(&self, path: &str) -> String {
         let url = format!("{}{path}", self.mockstagram.url());
         let answer = reqwest::get(url).await.expect("the stand-in answers");
-        answer.json().await.expect("the stand-in answers as documented")
+        assert!(answer.status().is_success(), "{path}: {}", answer.status());
+        answer.text().await.expect("the stand-in answers whole")
     }
 
     /// One value from ClickHouse.
@@ -116,6 +121,14 @@ impl Stack {
         T: ::clickhouse::RowOwned + ::clickhouse::RowRead,
     {
         self.client().query(sql).fetch_one().await.unwrap_or_else(|e| panic!("{sql}: {e}"))
+    }
+
+    /// How many minutes have `rows` rows each in `from`, a table with a condition or without.
+    pub async fn minutes(&self, from: &str, rows: u64) -> u64 {
+        self.value(&format!(
+            "SELECT countIf(n = {rows}) FROM (SELECT minute, count() AS n FROM {from} GROUP BY minute)"
+        ))
+        .await
     }
 
     /// Runs a statement in ClickHouse.

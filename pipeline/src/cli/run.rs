@@ -123,7 +123,7 @@ pub async fn run_until(args: RunArgs, signals: &mut Signals) -> Outcome {
     });
     tracing::info!(pipeline = options.name, parallelism = options.parallelism, "running; Ctrl-C stops it cleanly");
     let view = LiveView::start(metrics);
-    let finished = supervise(started.running, signals, args.stop_after).await;
+    let finished = supervise(started.running, signals, args.stop_after, options.state_dir.is_some()).await;
     view.finish().await;
     match finished?.reason {
         Reason::SourcesEnded => tracing::info!("done: every source has ended"),
@@ -132,7 +132,12 @@ pub async fn run_until(args: RunArgs, signals: &mut Signals) -> Outcome {
     Ok(())
 }
 
-async fn supervise(running: Running, signals: &mut Signals, stop_after: Option<Duration>) -> Result<Finished, Failure> {
+async fn supervise(
+    running: Running,
+    signals: &mut Signals,
+    stop_after: Option<Duration>,
+    is_saved: bool,
+) -> Result<Finished, Failure> {
     let control = running.control();
     let ended = running.wait();
     tokio::pin!(ended);
@@ -155,7 +160,10 @@ async fn supervise(running: Running, signals: &mut Signals, stop_after: Option<D
             control.abort();
             // Ends with an error of being aborted, which says less than ours.
             let _ = ended.await;
-            Err("stopped at once by a second signal: rows under way were not delivered".into())
+            Err(match is_saved {
+                true => "stopped at once by a second signal: started again, the pipeline goes on from its last checkpoint".into(),
+                false => "stopped at once by a second signal: rows under way were not delivered".into(),
+            })
         }
     }
 }

@@ -101,7 +101,7 @@ pub async fn up(args: UpArgs) -> Outcome {
         influencers: args.influencers,
     };
     say(format!("filling the registry with {} influencers", super::progress::grouped(args.influencers)));
-    environment.bootstrap(&args, &home)?.wait(&mut signals).await?;
+    environment.bootstrap(&args)?.wait(&mut signals).await?;
     let client = endpoint.client();
     say(summary::ways_in(clickhouse.url(), mockstagram.url(), args.status_port));
     let outcome = environment.pipeline(&args, &home)?.wait(&mut signals).await;
@@ -123,27 +123,28 @@ struct Environment<'a> {
 }
 
 impl Environment<'_> {
-    fn bootstrap(&self, args: &UpArgs, home: &Path) -> Result<Child, Failure> {
+    fn bootstrap(&self, args: &UpArgs) -> Result<Child, Failure> {
         let file = args.sql.join("bootstrap.sql");
-        let mut command = self.command(args, "run", &file, &home.join("state-bootstrap"));
+        let mut command = self.command(args, "run", &file);
         command.args(["--log", "warn"]);
         Child::spawn("the registry's pipeline", command)
     }
 
     fn pipeline(&self, args: &UpArgs, home: &Path) -> Result<Child, Failure> {
         let file = args.sql.join("pipeline.sql");
-        let mut command = self.command(args, "up-pipeline", &file, &home.join("state"));
+        let mut command = self.command(args, "up-pipeline", &file);
+        command.arg("--state-dir").arg(home.join("state"));
         // Rows are visible when their checkpoint is complete, and whoever looks at a demo does not like to wait.
-        command.args(["--http", &format!("127.0.0.1:{}", args.status_port), "--checkpoint-interval", "1s"]);
+        command.args(["--http", &format!("127.0.0.1:{}", args.status_port), "--checkpoint-interval", "500ms"]);
         if let Some(time) = args.stop_after {
             command.arg("--stop-after").arg(humantime::format_duration(time).to_string());
         }
         Child::spawn("the pipeline", command)
     }
 
-    fn command(&self, args: &UpArgs, subcommand: &str, file: &Path, state: &Path) -> tokio::process::Command {
+    fn command(&self, args: &UpArgs, subcommand: &str, file: &Path) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(self.tickhouse);
-        command.arg(subcommand).arg(file).arg("--udf").arg(&args.udf).arg("--state-dir").arg(state);
+        command.arg(subcommand).arg(file).arg("--udf").arg(&args.udf);
         command.args(["--until-stdin-closes", "--parallelism", &args.parallelism.to_string()]);
         command.env("CLICKHOUSE_URL", self.clickhouse).env("MOCKSTAGRAM_URL", self.mockstagram);
         command.env("INFLUENCERS", self.influencers.to_string());

@@ -177,7 +177,11 @@ impl Checkpoints {
         self.store.create(&path, bytes).await?;
         self.store.put(NEWEST, format!("{epoch}\n").into()).await?;
         self.highest = epoch;
-        self.retire(manifest).await?;
+        if let Err(error) = self.retire(manifest).await {
+            // The checkpoint is complete all the same; what could not be removed is looked for with the next.
+            tracing::warn!(epoch, "files that are no longer needed cannot be removed yet: {error}");
+            self.is_untidy = true;
+        }
         Ok(total)
     }
 
@@ -211,8 +215,9 @@ impl Checkpoints {
             }
             None => Vec::new(),
         };
+        self.store.delete(gone).await?;
         self.is_untidy = false;
-        self.store.delete(gone).await
+        Ok(())
     }
 
     /// What earlier runs, and checkpoints that were never completed, have left.

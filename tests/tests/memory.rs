@@ -1,0 +1,128 @@
+//! A sink that is slower than its source makes the source wait: memory stays where it is.
+//!
+//! `MEMORY_SECONDS` says for how long memory is watched; 20 when it is not set.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tickhouse_tests::proxy::{Fault, Proxy};
+use tickhouse_tests::{Program, Stack, StackOptions};
+
+/// Rows per second that the source makes when nothing holds it back.
+const RATE: u64 = 200_000;
+
+/// Bytes per second, as sent, that reach ClickHouse: about a tenth of that.
+const BYTES_PER_SECOND: u32 = 800_000;
+
+/// Between two looks at the pipeline's memory.
+const STEP: Duration = Duration::from_millis(100);
+
+/// How much more memory the last quarter of the time may take than the second: a tenth, and this. Rows that pile up would take
+/// more within seconds: a tenth is delivered, and a row takes about 60 bytes, so that 10 MiB more are left over each second.
+const GROWTH_MIB: f64 = 24.0;
+
+/// A row per number, with a text that compression does not make much smaller.
+async fn prepare(stack: &Stack) -> String {
+    stack
+        .execute(
+            "CREATE TABLE numbers (n Int64, text String) ENGINE = MergeTree ORDER BY n \
+             SETTINGS non_replicated_deduplication_window = 1000",
+        )
+        .await;
+    let sql = format!(
+        "CREATE TABLE beats WITH (connector = 'impulse', event_rate = '{RATE}');
+         CREATE TABLE numbers (n BIGINT NOT NULL, text TEXT NOT NULL)
+         WITH (connector = 'clickhouse', url = '{{{{ CLICKHOUSE_URL }}}}', 'batch.rows' = '10000');
+         INSERT INTO numbers SELECT CAST(counter AS BIGINT), md5(CAST(counter AS TEXT)) FROM beats;"
+    );
+    stack.write("numbers.sql", &sql).display().to_string()
+}
+
+/// The resident memory of a process, in MiB.
+fn resident(id: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("the pipeline runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel says it");
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
+    kib / 1024.0
+}
+
+/// Looks at the memory of `pipeline` for `time`.
+async fn watch(pipeline: &mut Program, time: Duration) -> Vec<f64> {
+    let started = Instant::now();
+    let mut samples = Vec::new();
+    while started.elapsed() < time {
+        assert!(pipeline.runs(), "the pipeline ended");
+        samples.push(resident(pipeline.id()));
+        tokio::time::sleep(STEP).await;
+    }
+    samples
+}
+
+fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// The bytes of all files below a folder, in MiB.
+fn folder_size(folder: &Path) -> f64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let size = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(of) if of.is_dir() => folder_size(&entry.path()),
+        Ok(of) => of.len() as f64 / f64::from(1 << 20),
+        // Removed in between.
+        Err(_) => 0.0,
+    };
+    entries.map(size).sum()
+}
+
+#[tokio::test]
+async fn memory_stays_where_it_is_behind_a_slow_clickhouse() {
+    let seconds = std::env::var("MEMORY_SECONDS").map_or(20, |text| text.parse().expect("MEMORY_SECONDS is a number"));
+    let stack = Stack::start(&StackOptions::default());
+    let file = prepare(&stack).await;
+    let proxy = Proxy::start(stack.url());
+    proxy.fail(Fault::Slow { bytes_per_second: BYTES_PER_SECOND }, 1);
+    let state = stack.folder().join("state");
+    let mut command = stack.tickhouse(&["run", &file, "--parallelism", "2", "--checkpoint-interval", "1s"]);
+    command.arg("--state-dir").arg(&state).env("CLICKHOUSE_URL", proxy.url());
+    let mut pipeline = Program::start(command);
+
+    let samples = watch(&mut pipeline, Duration::from_secs(seconds)).await;
+    let delivered: u64 = stack.value("SELECT count() FROM numbers").await;
+    let staged = folder_size(&state);
+    proxy.pass();
+    let output = pipeline.stop();
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
+
+    let quarter = samples.len() / 4;
+    let (early, late) = (median(&samples[quarter..2 * quarter]), median(&samples[3 * quarter..]));
+    let most = samples.iter().copied().fold(0.0, f64::max);
+    println!(
+        "{seconds} s at {RATE} rows/s into a sink of {:.0} rows/s: resident {early:.1} MiB in the second quarter, {late:.1} MiB \
+         in the last, {most:.1} MiB at most; {staged:.1} MiB of state",
+        delivered as f64 / seconds as f64
+    );
+    assert!(proxy.faults() > 0 && delivered > 0, "nothing passed the proxy");
+    assert!(delivered < seconds * RATE / 5, "the sink kept up: the test proves nothing");
+    let allowed = early * 1.1 + GROWTH_MIB;
+    assert!(
+        late <= allowed,
+        "memory grew from {early:.1} to {late:.1} MiB, and {allowed:.1} are allowed: {samples:.0?}"
+    );
+
+    assert_whole(&stack).await;
+}
+
+/// What was read was delivered, once: each of the two subtasks counted by twos without a gap.
+async fn assert_whole(stack: &Stack) {
+    let sql = "SELECT toInt64(n % 2) AS subtask, count(), uniqExact(n), min(n), max(n) FROM numbers GROUP BY subtask ORDER BY subtask";
+    let subtasks: Vec<(i64, u64, u64, i64, i64)> = stack.client().query(sql).fetch_all().await.expect("the numbers");
+    assert_eq!(subtasks.len(), 2, "{subtasks:?}");
+    for (subtask, rows, distinct, first, last) in subtasks {
+        let expected = (last - subtask) as u64 / 2 + 1;
+        assert_eq!((rows, distinct, first), (expected, expected, subtask), "subtask {subtask} up to {last}");
+    }
+    let wrong: u64 = stack.value("SELECT countIf(text != lower(hex(MD5(toString(n))))) FROM numbers").await;
+    assert_eq!(wrong, 0, "texts that do not belong to their number");
+}
