@@ -17,7 +17,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 const KEYS: u64 = 1_000_000;
 
 /// Rows per run of the throughput benchmark.
-const ROWS: u64 = 30_000_000;
+const ROWS: u64 = 100_000_000;
 
 /// The keyed aggregate over rows of `impulse`, whose key is `key` of the row's `counter`.
 fn aggregate(folder: &Path, impulse: &str, key: &str) -> Result<Pipeline> {

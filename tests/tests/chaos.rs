@@ -1,8 +1,8 @@
 //! The pipeline is killed again and again, at random moments, and carried on at another parallelism each time: no row is lost,
 //! none is there twice, and totals stay those of the timeline.
 //!
-//! `CHAOS_KILLS` is how often (5), `CHAOS_SEED` decides when and what comes after (random). The seed is printed first: with it the
-//! moments are drawn again, though what the machine does meanwhile is its own.
+//! `CHAOS_KILLS` is how often (5), `CHAOS_SEED` decides when and what comes after (random). The seed is printed first: with it
+//! the moments are drawn again, though what the machine does meanwhile is its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -153,8 +153,8 @@ async fn verify(stack: &Stack, ups: &[Up], settings: Settings) {
     let stale = tables.dead_letters.iter().filter(|letter| letter.reason == "stale").count();
     let (minutes, missed, in_part) = minutes(&outcomes);
     println!(
-        "chaos: {settings}: {} kills, {} of them before it was up; {} rows in {minutes} minutes, {} readings and {} dead letters, \
-         {stale} of these stale; {} duplicates, {} lost, {missed} minutes missed while it was down and {in_part} in part",
+        "chaos: {settings}: {} kills, {} of them before it was up; {} rows in {minutes} minutes, {} readings and {} dead \
+         letters, {stale} of these stale; {} duplicates, {} lost, {missed} minutes missed while it was down and {in_part} in part",
         settings.kills,
         settings.kills + 1 - ups.len() as u64,
         tables.timeline.len() + tables.dead_letters.len(),

@@ -219,8 +219,8 @@ async fn a_damaged_file_of_the_newest_checkpoint_is_refused_by_name() {
     scene.run_and_stop(&state, "the state that was not damaged").await;
 }
 
-/// The number of the newest checkpoint is in a file of its own, so that its manifest is missed when it is gone. While the manifest
-/// is there, nothing is lost with the number.
+/// The number of the newest checkpoint is in a file of its own, so that its manifest is missed when it is gone. While the
+/// manifest is there, nothing is lost with the number.
 #[tokio::test]
 async fn without_the_number_of_the_newest_checkpoint_it_is_refused_or_carried_on_exactly() {
     let scene = Scene::new().await;

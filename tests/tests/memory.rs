@@ -8,34 +8,46 @@ use std::time::{Duration, Instant};
 use tickhouse_tests::proxy::{Fault, Proxy};
 use tickhouse_tests::{Program, Stack, StackOptions};
 
-/// Rows per second that the source makes when nothing holds it back.
-const RATE: u64 = 200_000;
+/// What a row takes on its way, compressed.
+const BYTES_PER_ROW: f64 = 44.0;
 
-/// Bytes per second, as sent, that reach ClickHouse: about a tenth of that.
-const BYTES_PER_SECOND: u32 = 800_000;
+/// How many times as fast as the sink the source is.
+const TIMES: f64 = 10.0;
 
 /// Between two looks at the pipeline's memory.
 const STEP: Duration = Duration::from_millis(100);
 
 /// How much more memory the last quarter of the time may take than the second: a tenth, and this. Rows that pile up would take
-/// more within seconds: a tenth is delivered, and a row takes about 60 bytes, so that 10 MiB more are left over each second.
+/// more within a second.
 const GROWTH_MIB: f64 = 24.0;
 
-/// A row per number, with a text that compression does not make much smaller.
-async fn prepare(stack: &Stack) -> String {
-    stack
-        .execute(
-            "CREATE TABLE numbers (n Int64, text String) ENGINE = MergeTree ORDER BY n \
-             SETTINGS non_replicated_deduplication_window = 1000",
-        )
-        .await;
-    let sql = format!(
-        "CREATE TABLE beats WITH (connector = 'impulse', event_rate = '{RATE}');
-         CREATE TABLE numbers (n BIGINT NOT NULL, text TEXT NOT NULL)
-         WITH (connector = 'clickhouse', url = '{{{{ CLICKHOUSE_URL }}}}', 'batch.rows' = '10000');
+/// The subtasks of the pipeline.
+const PARALLELISM: u64 = 2;
+
+/// A number per row, as fast as the source can, with a text that compression does not make much smaller.
+fn sql(source: &str, sink: &str) -> String {
+    format!(
+        "CREATE TABLE beats WITH (connector = 'impulse', {source});
+         CREATE TABLE numbers (n BIGINT NOT NULL, text TEXT NOT NULL) WITH ({sink});
          INSERT INTO numbers SELECT CAST(counter AS BIGINT), md5(CAST(counter AS TEXT)) FROM beats;"
-    );
-    stack.write("numbers.sql", &sql).display().to_string()
+    )
+}
+
+fn run(stack: &Stack, sql: &str, checkpoint_interval: &str) -> Command {
+    let file = stack.write("numbers.sql", sql);
+    let mut command = stack.tickhouse(&["run", "--checkpoint-interval", checkpoint_interval, "--parallelism"]);
+    command.arg(PARALLELISM.to_string()).arg("--state-dir").arg(stack.folder().join("state")).arg(file);
+    command
+}
+
+/// Rows per second when nothing holds the source back.
+fn free_rate(stack: &Stack) -> f64 {
+    const ROWS: u64 = 2_000_000;
+    let sql = sql(&format!("message_count = '{ROWS}'"), "connector = 'blackhole'");
+    let started = Instant::now();
+    let output = Program::output(run(stack, &sql, "10s").env("TICKHOUSE_STATE_DIR", ""));
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
+    ROWS as f64 / started.elapsed().as_secs_f64()
 }
 
 /// The resident memory of a process, in MiB.

@@ -59,9 +59,20 @@ impl Unsaved {
         }
     }
 
+    fn forget(&mut self, numbers: &[u32]) {
+        for number in numbers {
+            if let Some(noted) = self.is_noted.get_mut(*number as usize) {
+                *noted = false;
+            }
+        }
+    }
+
+    /// The numbers that were noted and not forgotten since; none are left.
     fn take(&mut self) -> Vec<u32> {
+        let mut numbers = std::mem::take(&mut self.numbers);
+        numbers.retain(|number| self.contains(*number));
         self.is_noted.clear();
-        std::mem::take(&mut self.numbers)
+        numbers
     }
 
     fn contains(&self, number: u32) -> bool {
@@ -83,6 +94,8 @@ struct Segment {
     touched: TimestampNanosecondArray,
     /// No row was touched before this.
     oldest: i64,
+    /// Whether all of its rows were written since the last snapshot.
+    is_unsaved: bool,
 }
 
 /// The rows that a table has of the keys that were asked for.
@@ -145,7 +158,7 @@ impl KeyedTable {
         let columns = columns.map(own).collect::<Result<Vec<_>>>()?;
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(DataFusionError::from)?;
         self.unsaved.note(&numbers);
-        self.append(batch, numbers)?;
+        self.append(batch, numbers, true)?;
         self.compact()?;
         Ok(())
     }
@@ -153,12 +166,25 @@ impl KeyedTable {
     /// The rows for a snapshot: those written since the last call of this, each key's once, or all. Keys, values, time of last
     /// touch. Rows that have expired are not among them: whoever restores expires them again.
     pub fn save(&mut self, part: Part) -> Result<Vec<RecordBatch>> {
+        // A segment without garbage is handed over as it is: nothing is copied where all keys change all the time.
+        let (mut batches, mut others) = (Vec::new(), Vec::new());
+        for (slot, segment) in self.segments.iter_mut().enumerate() {
+            let Some(segment) = segment else { continue };
+            let is_unsaved = std::mem::take(&mut segment.is_unsaved);
+            if segment.live == segment.batch.num_rows() && (is_unsaved || part == Part::Everything) {
+                batches.push(segment.batch.clone());
+                self.unsaved.forget(&segment.numbers);
+            } else {
+                others.push(slot);
+            }
+        }
         let unsaved = self.unsaved.take();
         let places = match part {
             Part::Changes => unsaved.iter().filter_map(|number| self.places.get(*number as usize).copied()?).collect(),
-            Part::Everything => self.live_rows(&(0..self.segments.len()).collect::<Vec<_>>()).1,
+            Part::Everything => self.live_rows(&others).1,
         };
-        self.copy(&places)
+        batches.extend(self.copy(&places)?);
+        Ok(batches)
     }
 
     /// Takes back rows that [`KeyedTable::save`] gave, in their order: the last row of a key stands. The table was empty.
@@ -177,7 +203,7 @@ impl KeyedTable {
             let batch = RecordBatch::try_new(Arc::clone(&self.schema), batch.columns().to_vec())?;
             let keys = batch.columns().get(..self.keys.len()).unwrap_or_default().to_vec();
             let numbers = self.number(&keys, batch.num_rows())?;
-            self.append(batch, numbers)?;
+            self.append(batch, numbers, false)?;
         }
         self.compact()
     }
@@ -273,7 +299,7 @@ impl KeyedTable {
     }
 
     /// Adds a segment whose rows replace those that their keys had.
-    fn append(&mut self, batch: RecordBatch, numbers: Vec<u32>) -> Result<()> {
+    fn append(&mut self, batch: RecordBatch, numbers: Vec<u32>, is_unsaved: bool) -> Result<()> {
         if numbers.is_empty() {
             return Ok(());
         }
@@ -304,7 +330,7 @@ impl KeyedTable {
         }
         let live = numbers.len();
         if let Some(entry) = self.segments.get_mut(slot) {
-            *entry = Some(Segment { batch, numbers, live, touched, oldest });
+            *entry = Some(Segment { batch, numbers, live, touched, oldest, is_unsaved });
         }
         Ok(())
     }
@@ -325,7 +351,7 @@ impl KeyedTable {
         let mut numbers = numbers.as_slice();
         for batch in batches {
             let (first, rest) = numbers.split_at_checked(batch.num_rows()).unwrap_or((numbers, &[]));
-            self.append(batch, first.to_vec())?;
+            self.append(batch, first.to_vec(), false)?;
             numbers = rest;
         }
         Ok(())
@@ -349,7 +375,7 @@ impl KeyedTable {
             let still_unsaved = were.iter().zip(&numbers).filter(|(were, _)| unsaved.contains(**were));
             self.unsaved.note(&still_unsaved.map(|(_, number)| *number).collect::<Vec<_>>());
             old = rest;
-            self.append(batch, numbers)?;
+            self.append(batch, numbers, false)?;
         }
         Ok(())
     }
