@@ -110,6 +110,7 @@ impl StateDir {
                 marker.id
             }
         };
+        remove_half_written(path).map_err(io)?;
         Ok(Self { store: Store::folder(path)?, id, _lock: Some(file) })
     }
 
@@ -132,6 +133,28 @@ impl StateDir {
         let id = marker.ok_or_else(|| StateDirError::NotOurs(url.to_owned()))?.check(url, name)?;
         Ok(Self { store, id, _lock: None })
     }
+}
+
+/// Removes the files that a process was writing when it was killed. The store writes a file under its name, `#` and a number, and
+/// renames it; it does not list such files.
+fn remove_half_written(path: &Path) -> std::io::Result<()> {
+    let is_half_written = |name: &str| {
+        name.rsplit_once('#')
+            .is_some_and(|(_, number)| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    };
+    for folder in fs::read_dir(path)? {
+        let folder = folder?.path();
+        if !folder.is_dir() {
+            continue;
+        }
+        for file in fs::read_dir(folder)? {
+            let file = file?;
+            if file.file_name().to_str().is_some_and(is_half_written) {
+                fs::remove_file(file.path())?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the marker says.
@@ -191,6 +214,20 @@ mod tests {
             let id = open(dir.path(), "job").await.unwrap().id;
             assert_eq!(open(dir.path(), "job").await.unwrap().id, id);
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_being_written_at_a_kill_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(dir.path(), "job").await.unwrap());
+        let data = dir.path().join("data");
+        fs::create_dir(&data).unwrap();
+        for name in ["000000000004-1-0-t.log#1", "000000000004-1-0-t.log#27", "000000000003-1-0-t.log"] {
+            fs::write(data.join(name), "x").unwrap();
+        }
+        open(dir.path(), "job").await.unwrap();
+        let left: Vec<_> = fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["000000000003-1-0-t.log"]);
     }
 
     #[tokio::test]

@@ -1,5 +1,8 @@
 //! A sink that is slower than its source makes the source wait: memory stays where it is.
 //!
+//! What is staged for a checkpoint grows until the checkpoint is complete and shrinks as it is inserted, so that memory goes up
+//! and down: highest values are compared, not means.
+//!
 //! `MEMORY_SECONDS` says for how long memory is watched in each test; 20 when it is not set.
 
 use std::path::Path;
@@ -18,9 +21,13 @@ const BYTES_PER_ROW: f64 = 44.0;
 /// Between two looks at the pipeline's memory.
 const STEP: Duration = Duration::from_millis(100);
 
-/// How much more memory the last quarter of the time may take than the second: a tenth, and this. Rows that pile up would take
-/// more within a second or two.
+/// How much higher memory may be in the second half of the time than in the first: by a tenth, and this. Rows that pile up would
+/// take more within two seconds.
 const GROWTH_MIB: f64 = 24.0;
+
+/// The C library keeps freed memory for itself, the more of it the larger the blocks that were freed, up to as much again as is
+/// in use: this has it give large blocks back, so that what is seen is what the pipeline holds.
+const GIVE_BACK: [(&str, &str); 2] = [("MALLOC_MMAP_THRESHOLD_", "131072"), ("MALLOC_TRIM_THRESHOLD_", "131072")];
 
 /// Subtasks of each operator.
 const PARALLELISM: i64 = 2;
@@ -71,6 +78,10 @@ async fn watch(pipeline: &mut Program, time: Duration) -> Vec<f64> {
     samples
 }
 
+fn highest(samples: &[f64]) -> f64 {
+    samples.iter().copied().fold(0.0, f64::max)
+}
+
 fn median(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
@@ -89,8 +100,8 @@ fn folder_size(folder: &Path) -> f64 {
     entries.map(size).sum()
 }
 
-/// Watches a pipeline whose sink is [`TIMES`] times slower than its source, and that may take `most` MiB.
-async fn stays_where_it_is(checkpoint_interval: &str, most: f64) {
+/// Watches a pipeline whose sink, with `delivery`, is [`TIMES`] times slower than its source, and that may take `most` MiB.
+async fn stays_where_it_is(delivery: &str, most: f64) {
     let seconds = std::env::var("MEMORY_SECONDS").map_or(20, |text| text.parse().expect("MEMORY_SECONDS is a number"));
     let stack = Stack::start(&StackOptions::default());
     stack
@@ -103,14 +114,12 @@ async fn stays_where_it_is(checkpoint_interval: &str, most: f64) {
     let proxy = Proxy::start(stack.url());
     proxy.fail(Fault::Slow { bytes_per_second: (free / TIMES * BYTES_PER_ROW) as u32 }, 1);
     let state = stack.folder().join("state");
-    let rate = format!("event_rate = '{}'", 100.0 * free);
-    let sink = "connector = 'clickhouse', url = '{{ CLICKHOUSE_URL }}', 'batch.rows' = '10000'";
-    let mut command = run(&stack, &sql(&rate, sink));
-    command.args(["--checkpoint-interval", checkpoint_interval]).arg("--state-dir").arg(&state);
-    let mut pipeline = Program::start({
-        command.env("CLICKHOUSE_URL", proxy.url());
-        command
-    });
+    let sink =
+        format!("connector = 'clickhouse', url = '{}', delivery = '{delivery}', 'batch.rows' = '10000'", proxy.url());
+    // As many rows as nobody waits for.
+    let mut command = run(&stack, &sql("message_count = '1000000000000'", &sink));
+    command.arg("--state-dir").arg(&state).envs(GIVE_BACK);
+    let mut pipeline = Program::start(command);
 
     let samples = watch(&mut pipeline, Duration::from_secs(seconds)).await;
     let delivered: u64 = stack.value("SELECT count() FROM numbers").await;
@@ -119,18 +128,21 @@ async fn stays_where_it_is(checkpoint_interval: &str, most: f64) {
     let output = pipeline.stop();
     assert_eq!(output.code, Some(0), "{}", output.stderr);
 
-    let quarter = samples.len() / 4;
-    let (early, late) = (median(&samples[quarter..2 * quarter]), median(&samples[3 * quarter..]));
-    let peak = samples.iter().copied().fold(0.0, f64::max);
+    let (first, second) = samples.split_at(samples.len() / 2);
+    let (highest_first, highest_second) = (highest(first), highest(second));
     println!(
-        "{seconds} s, a checkpoint every {checkpoint_interval}, a source of {free:.0} rows/s, {:.0} rows/s delivered: resident \
-         {early:.1} MiB in the second quarter, {late:.1} MiB in the last, {peak:.1} MiB at most; {kept:.1} MiB of state",
-        delivered as f64 / seconds as f64
+        "{delivery}, {seconds} s, {free:.0} rows/s made and {:.0} delivered when free and when slow: resident at most \
+         {highest_first:.1} MiB in the first half and {highest_second:.1} in the second, medians {:.1} and {:.1}; {kept:.1} MiB of \
+         state",
+        delivered as f64 / seconds as f64,
+        median(first),
+        median(second)
     );
     assert!(proxy.faults() > 0, "nothing passed the proxy");
     assert!((delivered as f64) < free * seconds as f64 / 5.0, "the sink kept up: the test proves nothing");
-    let allowed = early * 1.1 + GROWTH_MIB;
-    assert!(late <= allowed && peak <= most, "more than {allowed:.1} MiB at the end, or than {most:.1}: {samples:.0?}");
+    let allowed = highest_first * 1.1 + GROWTH_MIB;
+    assert!(highest_second <= allowed, "more than {allowed:.1} MiB in the second half: {samples:.0?}");
+    assert!(highest(&samples) <= most, "more than {most:.1} MiB: {samples:.0?}");
     assert_whole(&stack).await;
 }
 
@@ -150,12 +162,14 @@ async fn assert_whole(stack: &Stack) {
     assert_eq!(wrong, 0, "texts that do not belong to their number");
 }
 
+/// Two subtasks hold two epochs each, of up to 64 MiB, beside some 80 MiB that the pipeline takes with nothing to do.
 #[tokio::test]
 async fn memory_stays_where_it_is_behind_a_slow_clickhouse() {
-    stays_where_it_is("200ms", 250.0).await;
+    stays_where_it_is("exactly_once", 420.0).await;
 }
 
+/// Nothing is staged: two subtasks hold two batches each.
 #[tokio::test]
-async fn memory_stays_where_it_is_when_checkpoints_are_large() {
-    stays_where_it_is("10s", 600.0).await;
+async fn memory_stays_where_it_is_when_nothing_is_staged() {
+    stays_where_it_is("at_least_once", 150.0).await;
 }
