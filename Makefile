@@ -12,10 +12,10 @@ CLICKHOUSE_PORT ?= 8123
 API_PORT ?= 3000
 STATUS_PORT ?= 8080
 
-.PHONY: help setup build demo test chaos chaos-short bench-checkpoints lint clean
+.PHONY: help setup build demo test chaos chaos-short bench-checkpoints bench-million lint clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: ## Check for the tools and fetch the embedded ClickHouse
 	@scripts/setup
@@ -40,6 +40,9 @@ chaos-short: build ## The same, with 5 kills: what make test runs
 
 bench-checkpoints: ## What checkpoints cost: throughput with and without, bytes, time of a restart
 	cargo bench -p tickhouse --bench checkpoints
+
+bench-million: build ## The main job at full size, real minutes; fails unless every minute was whole [MINUTES=5 INFLUENCERS=1000000]
+	scripts/bench-million --minutes $(or $(MINUTES),5) --influencers $(if $(filter command line environment,$(origin INFLUENCERS)),$(INFLUENCERS),1000000)
 
 lint: ## Only the formatter, clippy and the documentation
 	@scripts/test lint
