@@ -67,6 +67,8 @@ use tokio::time::{sleep_until, timeout_at, Instant};
 
 /// Longest body that is read; a reading takes about 100 bytes.
 const MAX_BODY: usize = 64 * 1024;
+/// A request with less time than this left of its call's budget is not made: it would be given up on its way.
+const LEAST_ATTEMPT: Duration = Duration::from_millis(10);
 /// Longest `message`, in characters.
 const MAX_MESSAGE: usize = 300;
 
@@ -157,16 +159,22 @@ async fn fetch(upstream: &Upstream, pk: i64, attempts: &mut u32) -> Result<(Stat
     let deadline = Instant::now() + settings.budget;
     loop {
         settings.wait_for_slot(deadline).await?;
-        let Ok(Ok(permit)) = timeout_at(deadline, upstream.connections.acquire()).await else {
-            let message = format!("no connection became free within {:?}", settings.budget);
-            return Err(Failure::new(Kind::Timeout, None, message));
+        let permit = match timeout_at(deadline, upstream.connections.acquire()).await {
+            Ok(Ok(permit)) if deadline - Instant::now() >= LEAST_ATTEMPT => permit,
+            _ => {
+                let message = format!("no connection became free within {:?}", settings.budget);
+                return Err(Failure::new(Kind::Timeout, None, message));
+            }
         };
         *attempts += 1;
-        let attempt_ends = deadline.min(Instant::now() + settings.attempt_timeout);
-        let outcome = match timeout_at(attempt_ends, attempt(upstream, pk)).await {
+        let own_end = Instant::now() + settings.attempt_timeout;
+        let outcome = match timeout_at(deadline.min(own_end), attempt(upstream, pk)).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                let message = format!("no whole response within {:?}", settings.attempt_timeout);
+                let message = match own_end <= deadline {
+                    true => format!("no whole response within {:?}", settings.attempt_timeout),
+                    false => format!("no whole response before the call's budget of {:?} was used up", settings.budget),
+                };
                 Err(Failure::new(Kind::Timeout, None, message))
             }
         };

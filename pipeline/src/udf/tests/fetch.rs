@@ -112,12 +112,12 @@ async fn retry_after_is_waited_for_within_the_budget() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_ends_with_its_budget() {
     let server = Server::start(api).await;
-    let short = [("FETCH_BUDGET_MS", "400"), ("FETCH_ATTEMPT_TIMEOUT_MS", "300"), ("FETCH_MAX_CONNECTIONS", "1")];
+    let short = [("FETCH_BUDGET_MS", "400"), ("FETCH_ATTEMPT_TIMEOUT_MS", "10000"), ("FETCH_MAX_CONNECTIONS", "1")];
     let (answers, outcome) = fetch(&server, &[7, 7, 7], &short).await;
     let errors: Vec<_> = answers.iter().map(|answer| answer["error"].as_str().unwrap()).collect();
     assert_eq!(errors, ["timeout"; 3]);
     assert!(answers.iter().any(|answer| answer["attempts"] == 0), "one connection cannot serve three: {answers:?}");
-    assert!(outcome.took < Duration::from_millis(1500), "{:?}", outcome.took);
+    assert!(outcome.took < Duration::from_secs(10), "an attempt was waited for to its own end: {:?}", outcome.took);
 }
 
 #[tokio::test(flavor = "multi_thread")]
