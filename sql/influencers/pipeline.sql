@@ -63,7 +63,7 @@ FROM (SELECT minute, unnest(extract_json(pks, '$[*]')) AS pk FROM lists);
 -- The seam: what was fetched is kept once and read by all that follows. On a cluster this is a Kafka topic.
 CREATE TABLE replies (minute TIMESTAMP, pk BIGINT, reply TEXT);
 
--- One API call for each row.
+-- One API call for each row; with FETCH_WINDOW_MS=60000 in the environment none goes on into the next minute.
 INSERT INTO replies
 SELECT minute, pk, fetch_influencer(pk) FROM due;
 

@@ -270,7 +270,7 @@ async fn clickhouse_is_away_for_a_while() {
 }
 
 /// It is killed while bodies are on their way. ClickHouse notes the token of a block before it keeps the block: when it is killed
-/// in between, it takes the repeat for one and drops it, and no client can tell.
+/// in between, it takes the repeat for one and drops it, with the same answer as for a block that it keeps.
 #[tokio::test]
 async fn clickhouse_is_killed_while_it_takes_rows() {
     for killed in [false, true] {

@@ -134,6 +134,8 @@ impl Environment<'_> {
         let file = args.sql.join("pipeline.sql");
         let mut command = self.command(args, "up-pipeline", &file);
         command.arg("--state-dir").arg(home.join("state"));
+        // A reading belongs to its minute: no call goes on into the next.
+        command.env("FETCH_WINDOW_MS", "60000");
         // Rows are visible when their checkpoint is complete, and whoever looks at a demo does not like to wait.
         command.args(["--http", &format!("127.0.0.1:{}", args.status_port), "--checkpoint-interval", "500ms"]);
         if let Some(time) = args.stop_after {

@@ -110,3 +110,16 @@ async fn a_later_run_gives_higher_versions() {
     assert_eq!(database.run("SELECT n, version > 0 FROM t FINAL").await, "2\t1");
     assert_eq!(database.run(&format!("SELECT max(version) > {ahead} FROM t")).await, "1");
 }
+
+#[tokio::test]
+async fn rows_that_are_alike_are_all_written_at_least_once() {
+    let database = partitioned().await;
+    let Database { name, url } = &database;
+    let options = [("batch.rows", "100"), ("delivery", "at_least_once")];
+    let wait = Duration::from_secs(5);
+    let target = Target { url, database: name, table: "t", primary_key: &[], options: &options, wait };
+    let alike = rows(vec![column("n", Int64Array::from_value(1, 100))]);
+    let mut sink = target.sink(&alike.0);
+    sink.write(vec![alike.1.clone(), alike.1.clone(), alike.1]).await.unwrap();
+    assert_eq!(counts(&database).await, "300\t1");
+}

@@ -43,6 +43,7 @@ tokio = { version = "1", features = ["sync", "time"] }
 //! | `FETCH_RETRIES` | 3 | further attempts after the first, 0 to 10 |
 //! | `FETCH_BACKOFF_MS` | 100 | upper bound of the first wait between attempts |
 //! | `FETCH_BUDGET_MS` | 30000 | longest time of one call, all attempts and waits together; at most 60000 |
+//! | `FETCH_WINDOW_MS` | none | no request is made past the end of the window of wall-clock time (60000: the minute) in which the call began |
 //! | `FETCH_MAX_CONNECTIONS` | 256 | connections, hence requests at once, of one instance (one per subtask) |
 //! | `FETCH_MAX_RPS` | no cap | requests per second of the whole process, retries included |
 //!
@@ -156,13 +157,16 @@ impl Failure {
 /// Attempts until a reading, a failure that another attempt cannot mend, or the end of retries or budget.
 async fn fetch(upstream: &Upstream, pk: i64, attempts: &mut u32) -> Result<(StatusCode, Reading), Failure> {
     let settings = upstream.settings;
-    let deadline = Instant::now() + settings.budget;
+    let deadline = Instant::now() + settings.budget.min(settings.left_of_window());
     loop {
         settings.wait_for_slot(deadline).await?;
         let permit = match timeout_at(deadline, upstream.connections.acquire()).await {
             Ok(Ok(permit)) if deadline - Instant::now() >= LEAST_ATTEMPT => permit,
             _ => {
-                let message = format!("no connection became free within {:?}", settings.budget);
+                let message = format!(
+                    "no connection became free in the time that the call had ({:?}, its window)",
+                    settings.budget
+                );
                 return Err(Failure::new(Kind::Timeout, None, message));
             }
         };
@@ -173,7 +177,9 @@ async fn fetch(upstream: &Upstream, pk: i64, attempts: &mut u32) -> Result<(Stat
             Err(_) => {
                 let message = match own_end <= deadline {
                     true => format!("no whole response within {:?}", settings.attempt_timeout),
-                    false => format!("no whole response before the call's budget of {:?} was used up", settings.budget),
+                    false => {
+                        format!("no whole response in the time that the call had ({:?}, its window)", settings.budget)
+                    }
                 };
                 Err(Failure::new(Kind::Timeout, None, message))
             }
@@ -302,6 +308,8 @@ struct Settings {
     retries: u32,
     backoff: Duration,
     budget: Duration,
+    /// The windows of wall-clock time that no call outlives.
+    window: Option<Duration>,
     connections: usize,
     /// Time between two requests of the process under `FETCH_MAX_RPS`.
     interval: Option<Duration>,
@@ -323,9 +331,22 @@ impl Settings {
             retries: number(&get, "FETCH_RETRIES", 3, 0, 10)?,
             backoff: millis("FETCH_BACKOFF_MS", 100, 0, 60_000)?,
             budget: millis("FETCH_BUDGET_MS", 30_000, 1, 60_000)?,
+            window: match get("FETCH_WINDOW_MS") {
+                Some(_) => Some(millis("FETCH_WINDOW_MS", 60_000, 100, 86_400_000)?),
+                None => None,
+            },
             connections: number(&get, "FETCH_MAX_CONNECTIONS", 256, 1, 65_536)?,
             interval: rate.is_finite().then(|| Duration::from_secs_f64(1.0 / rate)),
         })
+    }
+
+    /// How long the window of now still lasts.
+    fn left_of_window(&self) -> Duration {
+        let left = |window: Duration| {
+            let micros = window.as_micros() as u64;
+            Duration::from_micros(micros - micros_since_epoch() % micros)
+        };
+        self.window.map_or(Duration::MAX, left)
     }
 
     /// How long to wait before the attempt after `attempts` of them.

@@ -187,12 +187,11 @@ fn connection(options: &mut Options) -> Result<(Endpoint, clickhouse::Client), O
         client = client.with_password(password);
     }
     // Rows are acknowledged when they are in, a null is never turned into a default, a time out of range is an error, and a
-    // repeat under the same token is dropped, in the tables behind materialized views too.
+    // repeat that is dropped is dropped in the tables behind materialized views too.
     let settings = [
         ("async_insert", "0"),
         ("input_format_null_as_default", "0"),
         ("date_time_overflow_behavior", "throw"),
-        ("insert_deduplicate", "1"),
         ("deduplicate_blocks_in_dependent_materialized_views", "1"),
     ];
     let client = settings.into_iter().fold(client, |client, (name, value)| client.with_setting(name, value));

@@ -121,6 +121,15 @@ async fn a_call_ends_with_its_budget() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_does_not_outlive_its_window() {
+    let server = Server::start(api).await;
+    let windows = [("FETCH_WINDOW_MS", "700"), ("FETCH_ATTEMPT_TIMEOUT_MS", "10000")];
+    let (answers, outcome) = fetch(&server, &[7, 1_000_000], &windows).await;
+    assert_eq!(answers[0]["error"], "timeout", "{}", answers[0]);
+    assert!(outcome.took < Duration::from_secs(10), "an attempt was waited for to its own end: {:?}", outcome.took);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_are_kept_and_bounded() {
     let server = Server::start(api).await;
     let pks: Vec<i64> = (1_000_000..1_000_500).collect();
@@ -162,6 +171,7 @@ async fn settings_that_are_wrong_end_the_instance_by_name() {
             "MOCKSTAGRAM_URL is not an http or https URL: \"localhost:3000\"",
         ),
         (vec![good, ("FETCH_RETRIES", "many")], "FETCH_RETRIES must be a number from 0 to 10, not \"many\""),
+        (vec![good, ("FETCH_WINDOW_MS", "1")], "FETCH_WINDOW_MS must be a number from 100 to 86400000"),
         (vec![good, ("FETCH_BUDGET_MS", "600000")], "FETCH_BUDGET_MS must be a number from 1 to 60000"),
         (vec![good, ("FETCH_MAX_RPS", "0")], "FETCH_MAX_RPS must be a number from 0.001"),
         (vec![], "MOCKSTAGRAM_URL is not set"),
