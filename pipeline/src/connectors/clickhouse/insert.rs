@@ -137,14 +137,7 @@ impl Remote {
     }
 
     async fn try_insert(&self, chunk: &Chunk) -> Result<(), Error> {
-        // Without a token ClickHouse takes any two equal blocks for one: rows that are alike would be lost.
-        let client = match &chunk.token {
-            Some(token) => {
-                let client = self.client.clone().with_setting("insert_deduplicate", "1");
-                client.with_setting("insert_deduplication_token", token)
-            }
-            None => self.client.clone().with_setting("insert_deduplicate", "0"),
-        };
+        let client = self.client.clone().with_setting("insert_deduplication_token", &chunk.token);
         let insert = client.insert_formatted_with(chunk.statement.as_ref());
         let mut insert = insert.with_timeouts(Some(SEND_TIMEOUT), Some(self.timeout));
         let mut rest = chunk.body.clone();

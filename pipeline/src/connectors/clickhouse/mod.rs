@@ -192,6 +192,7 @@ fn connection(options: &mut Options) -> Result<(Endpoint, clickhouse::Client), O
         ("async_insert", "0"),
         ("input_format_null_as_default", "0"),
         ("date_time_overflow_behavior", "throw"),
+        ("insert_deduplicate", "1"),
         ("deduplicate_blocks_in_dependent_materialized_views", "1"),
     ];
     let client = settings.into_iter().fold(client, |client, (name, value)| client.with_setting(name, value));
