@@ -1,18 +1,22 @@
 //! Delivery into ClickHouse under faults of the network and of ClickHouse: every row is there once, whatever happened.
 //!
-//! A source counts to [`ROWS`]. Each number is appended to a plain MergeTree, in several partitions, so that an INSERT is
+//! A source counts. Each number is appended to a plain MergeTree, in several partitions, so that an INSERT is
 //! several blocks of which some may be in and others not; and a sum and a count per key go into a ReplacingMergeTree. Each fault
 //! meets the pipeline in the middle, once as it runs on, and once with the pipeline killed meanwhile and started again.
 //!
-//! `AWAY_SECONDS` says how long ClickHouse is away in the test of that; 10 when it is not set.
+//! `AWAY_SECONDS` says how long ClickHouse is away in the test of that, 10 when it is not set; `CLICKHOUSE_KILLS` how often it is
+//! killed at any moment, 6 when it is not set; `CLICKHOUSE_KILLS_SEED` repeats the moments of a run.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use tickhouse_tests::proxy::{Fault, Proxy};
-use tickhouse_tests::{Program, Stack, StackOptions};
+use tickhouse_tests::{Program, Random, Stack, StackOptions};
 
-/// How many numbers there are; they take ten seconds when nothing goes wrong.
+/// How many numbers there are in most tests; they take ten seconds when nothing goes wrong.
 const ROWS: u64 = 100_000;
+
+/// How many of them are in an INSERT at most, in most tests.
+const BATCH_ROWS: u64 = 2_000;
 
 /// How long a step may take, on a machine that has other things to do.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,6 +29,7 @@ struct Scene {
     stack: Stack,
     proxy: Proxy,
     file: String,
+    rows: u64,
 }
 
 /// How long the pipeline waits for the answer to an INSERT.
@@ -47,6 +52,11 @@ impl Answers {
 
 impl Scene {
     async fn new(answers: Answers) -> Self {
+        Self::of(ROWS, BATCH_ROWS, answers).await
+    }
+
+    /// With so many numbers, in INSERTs of so many.
+    async fn of(rows: u64, batch_rows: u64, answers: Answers) -> Self {
         let stack = Stack::start(&StackOptions::default());
         stack
             .execute(
@@ -61,12 +71,12 @@ impl Scene {
             )
             .await;
         let sink = format!(
-            "connector = 'clickhouse', url = '{{{{ CLICKHOUSE_URL }}}}', 'batch.rows' = '2000', 'insert.timeout_ms' = '{}'",
+            "connector = 'clickhouse', url = '{{{{ CLICKHOUSE_URL }}}}', 'batch.rows' = '{batch_rows}', 'insert.timeout_ms' = '{}'",
             answers.within.as_millis()
         );
         let sql = format!(
             "CREATE TABLE beats WITH (connector = 'impulse', event_rate = '10000', event_time_interval = '1000', \
-                                      message_count = '{ROWS}');
+                                      message_count = '{rows}');
              CREATE TABLE numbers (n BIGINT NOT NULL, at TIMESTAMP NOT NULL) WITH ({sink});
              CREATE TABLE totals (key BIGINT PRIMARY KEY, total BIGINT NOT NULL, numbers BIGINT NOT NULL) WITH ({sink});
              INSERT INTO numbers SELECT CAST(counter AS BIGINT), row_time() FROM beats;
@@ -75,7 +85,7 @@ impl Scene {
         );
         let file = stack.write("numbers.sql", &sql).display().to_string();
         let proxy = Proxy::start(stack.url());
-        Self { stack, proxy, file }
+        Self { stack, proxy, file, rows }
     }
 
     /// Starts the pipeline, from its last checkpoint when there is one.
@@ -136,10 +146,10 @@ impl Scene {
     }
 
     async fn assert_exact(&self, stderr: &str) {
-        let last = ROWS as i64 - 1;
+        let (rows, last) = (self.rows, self.rows as i64 - 1);
         let counts = "SELECT count(), uniqExact(n), min(n), max(n), sum(n) FROM numbers";
         let counts: (u64, u64, i64, i64, i64) = self.stack.value(counts).await;
-        assert_eq!(counts, (ROWS, ROWS, 0, last, last * (last + 1) / 2), "the numbers; the pipeline said:\n{stderr}");
+        assert_eq!(counts, (rows, rows, 0, last, last * (last + 1) / 2), "the numbers; the pipeline said:\n{stderr}");
         // A subtask's rows are a millisecond apart, in numbers and in time, whenever it was restarted.
         let starts = "SELECT uniqExact(n % 2, toUnixTimestamp64Micro(at) - 1000 * n) FROM numbers";
         assert_eq!(self.stack.value::<u64>(starts).await, 2, "event times moved; the pipeline said:\n{stderr}");
@@ -160,6 +170,11 @@ impl Scene {
         let (rows, distinct): (u64, u64) = self.stack.value("SELECT count(), uniqExact(n) FROM numbers").await;
         assert_eq!(rows, distinct, "rows are there twice");
     }
+}
+
+/// A seed that nobody chose.
+fn drawn() -> u64 {
+    UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64)
 }
 
 /// Kills the pipeline; nothing of it is left when this returns.
@@ -269,8 +284,7 @@ async fn clickhouse_is_away_for_a_while() {
     scene.ends_exactly(pipeline).await;
 }
 
-/// It is killed while bodies are on their way. ClickHouse notes the token of a block before it keeps the block: when it is killed
-/// in between, it takes the repeat for one and drops it, with the same answer as for a block that it keeps.
+/// It is killed with bodies half way.
 #[tokio::test]
 async fn clickhouse_is_killed_while_it_takes_rows() {
     for killed in [false, true] {
@@ -295,4 +309,31 @@ async fn clickhouse_is_killed_while_it_takes_rows() {
         scene.proxy.pass();
         scene.ends_exactly(pipeline).await;
     }
+}
+
+/// It is killed while one small INSERT follows the other: before, within and after commits. ClickHouse notes the token of a block
+/// before it keeps the block: killed in between it has lost the rows, and drops the repeat.
+#[tokio::test]
+async fn clickhouse_is_killed_at_any_moment() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
+    let kills = number("CLICKHOUSE_KILLS").unwrap_or(6);
+    let seed = number("CLICKHOUSE_KILLS_SEED").unwrap_or_else(drawn);
+    println!("CLICKHOUSE_KILLS={kills} CLICKHOUSE_KILLS_SEED={seed}");
+    let mut random = Random::new(seed);
+    // More rows than there is time for before the last kill: what is left is the end.
+    let mut scene = Scene::of(60_000 + kills * 20_000, 100, Answers::in_time()).await;
+    let mut pipeline = scene.run();
+    for round in 0..kills {
+        scene.inserts(&mut pipeline).await;
+        tokio::time::sleep(Duration::from_millis(random.between(0, 60))).await;
+        scene.stack.clickhouse = None;
+        // The pipeline as well, every third time.
+        if round % 3 == 2 {
+            kill(pipeline);
+            pipeline = scene.run();
+        }
+        scene.stack.restart_clickhouse();
+        scene.assert_no_row_twice().await;
+    }
+    scene.ends_exactly(pipeline).await;
 }

@@ -17,7 +17,7 @@ use crate::request::QueryRequest;
 use crate::running::Admitted;
 use crate::scope;
 use crate::session::Session;
-use crate::sql::{self, Insert, Statement, Text};
+use crate::sql::{self, Input, Insert, Statement, Text};
 
 /// ClickHouse's default for `max_query_size`, in bytes.
 const MAX_QUERY_SIZE: usize = 262_144;
@@ -125,8 +125,42 @@ impl Query<'_> {
         let statement = format!("{}{marker}", insert.statement);
         let first = text.get(insert.data..).unwrap_or_default();
         let params = &self.request.params;
-        self.scoped(|query| send_rows(query.connection, &statement, format, params, first, rows))
-            .map_err(|exception| exception.without(&marker))
+        self.scoped(|query| match &insert.input {
+            None => send_rows(query.connection, &statement, format, params, first, rows),
+            Some(input) => query.select_rows(&statement, input, format, first, rows),
+        })
+        .map_err(|exception| exception.without(&marker))
+    }
+
+    /// Runs an INSERT SELECT whose query reads the rows after it. The engine's interface takes no rows for one: they become a
+    /// table that exists for this query.
+    fn select_rows(
+        &mut self,
+        statement: &str,
+        input: &Input,
+        format: &str,
+        first: &[u8],
+        rows: &mut dyn Read,
+    ) -> Result<Counts, Exception> {
+        if input.structure.is_empty() {
+            return Err(Exception::not_implemented(
+                "input() must name its columns in the embedded engine: input('a Int64, b String')",
+            ));
+        }
+        let from_engine = |message: String| Exception::from_engine(&message);
+        let table = sql::quote_name(&format!("input {}", self.admitted.query().marker));
+        let create = format!("CREATE TEMPORARY TABLE {table} ({})", input.structure);
+        self.connection.query(&create, DEFAULT_FORMAT, &[]).map_err(from_engine)?;
+        let fill = format!("INSERT INTO {table}");
+        let outcome = send_rows(self.connection, &fill, format, &[], first, rows).and_then(|_| {
+            let mut sql = statement.to_owned();
+            sql.replace_range(input.call.clone(), &table);
+            let result = self.connection.query(&sql, DEFAULT_FORMAT, &self.request.params).map_err(from_engine)?;
+            Ok(result.counts())
+        });
+        // The connection goes with the request, but for a session's.
+        let _ = self.connection.query(&format!("DROP TABLE IF EXISTS {table}"), DEFAULT_FORMAT, &[]);
+        outcome
     }
 
     /// Runs a statement whose text is complete.
@@ -260,12 +294,6 @@ fn refuse(statement: &Statement, text: &str) -> Result<(), Exception> {
     }
     if statement.from_infile {
         return Err(Exception::infile_not_allowed("Query has infile and was send directly to server"));
-    }
-    if statement.first == "INSERT" && statement.format.is_some() {
-        return Err(Exception::not_implemented(
-            "INSERT SELECT with FORMAT (rows for the function input()) is not served by the embedded engine; insert \
-             the rows into a table, or into a temporary one of a session, and select from that",
-        ));
     }
     if statement.begins("SYSTEM", "SHUTDOWN") || statement.begins("SYSTEM", "KILL") {
         return Err(Exception::not_implemented(

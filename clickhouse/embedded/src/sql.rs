@@ -1,6 +1,8 @@
 //! As much of ClickHouse's lexer as is needed to see where a statement ends, which format it names, and where the
 //! rows of an INSERT begin. It decides nothing about validity: what it cannot make sense of goes to the engine.
 
+use std::ops::Range;
+
 /// What the text of a request holds so far.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Text {
@@ -21,6 +23,17 @@ pub(crate) struct Insert {
     pub(crate) format: Option<String>,
     /// Where the rows begin.
     pub(crate) data: usize,
+    /// For an INSERT SELECT: the call of `input` in the statement that stands for the rows.
+    pub(crate) input: Option<Input>,
+}
+
+/// A call of the table function `input`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Input {
+    /// Where it stands in the statement.
+    pub(crate) call: Range<usize>,
+    /// Its argument: names and types of columns; empty when it has none.
+    pub(crate) structure: String,
 }
 
 /// A statement without rows after it.
@@ -191,7 +204,8 @@ fn is_prefix(text: &[u8], token: Token, keyword: &str) -> bool {
         == Some(true)
 }
 
-/// Reads an INSERT after its first word. `None` if it is an INSERT without rows after it (INSERT SELECT), or no INSERT.
+/// Reads an INSERT after its first word. `None` if it is an INSERT without rows after it (INSERT SELECT, but for one that reads
+/// them with the table function `input`), or no INSERT.
 fn insert(text: &[u8], tokens: Lexer<'_>, complete: bool) -> Option<Text> {
     let mut tokens = tokens.peekable();
     // A token that touches the end of what came so far may go on in what comes.
@@ -203,6 +217,8 @@ fn insert(text: &[u8], tokens: Lexer<'_>, complete: bool) -> Option<Text> {
     let mut last = 0;
     let mut named = false;
     let mut depth = 0_usize;
+    // Whether a query follows, and whether it reads the rows.
+    let (mut selects, mut input) = (false, None);
     while let Some(token) = tokens.next() {
         if cut(token) {
             return Some(Text::Incomplete);
@@ -219,24 +235,33 @@ fn insert(text: &[u8], tokens: Lexer<'_>, complete: bool) -> Option<Text> {
                 let is_qualified = matches!(tokens.peek(), Some(next) if next.kind == Kind::Other(b'.'));
                 named = !is_before_name && !is_qualified;
             }
-            _ if keyword("SELECT") || keyword("WITH") || keyword("EXPLAIN") || keyword("FROM") => {
-                return None;
+            _ if selects && is_keyword(text, token, "INPUT") => {
+                let ahead = Lexer { text, at: token.end };
+                input = input.or_else(|| call(text, token, ahead));
             }
+            _ if selects && !(keyword("FORMAT") && input.is_some()) => {}
+            _ if keyword("SELECT") || keyword("WITH") => selects = true,
+            _ if keyword("EXPLAIN") || keyword("FROM") => return None,
             _ if keyword("VALUES") => {
                 let statement = slice(text, 0, token.start);
-                return Some(Text::Insert(Insert { statement, format: Some("Values".into()), data: token.end }));
+                return Some(Text::Insert(Insert {
+                    statement,
+                    format: Some("Values".into()),
+                    data: token.end,
+                    input: None,
+                }));
             }
             _ if keyword("FORMAT") => {
                 return match tokens.next() {
                     None => Some(at_end(last)),
                     Some(name) if cut(name) => Some(Text::Incomplete),
-                    Some(name) => formatted(text, token, name, complete),
+                    Some(name) => formatted(text, token, name, input, complete),
                 };
             }
             _ => {}
         }
         // `INSERT INTO t (SELECT ...)`: the parenthesis holds a query, not columns.
-        if depth == 1 && token.kind == Kind::Other(b'(') {
+        if !selects && depth == 1 && token.kind == Kind::Other(b'(') {
             match tokens.peek() {
                 Some(next) if is_keyword(text, *next, "SELECT") || is_keyword(text, *next, "WITH") => {
                     return None;
@@ -246,15 +271,43 @@ fn insert(text: &[u8], tokens: Lexer<'_>, complete: bool) -> Option<Text> {
         }
         last = token.end;
     }
-    Some(at_end(last))
+    if selects && complete { None } else { Some(at_end(last)) }
+}
+
+/// Reads `('structure')` or `()` after the word `input`.
+fn call(text: &[u8], name: Token, mut after: Lexer<'_>) -> Option<Input> {
+    let (open, argument) = (after.next()?, after.next()?);
+    match (open.kind, argument.kind) {
+        (Kind::Other(b'('), Kind::Other(b')')) => {
+            Some(Input { call: name.start..argument.end, structure: String::new() })
+        }
+        (Kind::Other(b'('), Kind::Text) => {
+            let close = after.next().filter(|close| close.kind == Kind::Other(b')'))?;
+            let literal = slice(text, argument.start + 1, argument.end - 1);
+            Some(Input { call: name.start..close.end, structure: unquoted(&literal) })
+        }
+        _ => None,
+    }
+}
+
+/// The text that the inside of a string literal stands for, as far as names and types of columns go: without line breaks
+/// and the like.
+fn unquoted(literal: &str) -> String {
+    let mut out = String::with_capacity(literal.len());
+    let mut characters = literal.chars();
+    while let Some(character) = characters.next() {
+        let escapes = character == '\\' || (character == '\'' && characters.as_str().starts_with('\''));
+        out.extend(if escapes { characters.next() } else { Some(character) });
+    }
+    out
 }
 
 fn no_format(text: &[u8], last: usize) -> Text {
-    Text::Insert(Insert { statement: slice(text, 0, last), format: None, data: text.len() })
+    Text::Insert(Insert { statement: slice(text, 0, last), format: None, data: text.len(), input: None })
 }
 
 /// Reads on after `FORMAT name`: SETTINGS may follow, then the rows.
-fn formatted(text: &[u8], format: Token, name: Token, complete: bool) -> Option<Text> {
+fn formatted(text: &[u8], format: Token, name: Token, input: Option<Input>, complete: bool) -> Option<Text> {
     let named = word(text, name)?.to_owned();
     let mut statement = slice(text, 0, format.start);
     let mut end = name.end;
@@ -280,7 +333,7 @@ fn formatted(text: &[u8], format: Token, name: Token, complete: bool) -> Option<
         },
         _ => {}
     }
-    Some(Text::Insert(Insert { statement, format: Some(named), data: data_start(text, end) }))
+    Some(Text::Insert(Insert { statement, format: Some(named), data: data_start(text, end), input }))
 }
 
 /// The end of `name = value, ...`; `None` if more text is needed to say.
@@ -474,6 +527,21 @@ mod tests {
             assert_eq!(statement_of(text).first, "INSERT", "{text}");
         }
         assert!(statement_of("INSERT INTO t FROM INFILE 'x' FORMAT CSV").from_infile);
+    }
+
+    #[test]
+    fn an_insert_select_may_read_rows_with_input() {
+        let text = "INSERT INTO t (a) WITH x AS (SELECT 1) SELECT a FROM (SELECT * FROM input('a Enum(\\'x\\'), b Enum(''y'')')) \
+                    WHERE a IN x FORMAT CSV\n1,2";
+        for cut in 0..text.find("CSV").unwrap() {
+            assert_eq!(read(&text.as_bytes()[..cut], false), Text::Incomplete, "{}", &text[..cut]);
+        }
+        let Text::Insert(insert) = read(text.as_bytes(), true) else { panic!("no INSERT") };
+        let input = insert.input.unwrap();
+        assert_eq!(input.structure, "a Enum('x'), b Enum('y')");
+        assert!(insert.statement[input.call].starts_with("input('a"));
+        assert_eq!((insert.format.as_deref(), &text[insert.data..]), (Some("CSV"), "1,2"));
+        assert!(statement_of("INSERT INTO t SELECT input FROM x FORMAT CSV\n").format.is_some());
     }
 
     #[test]

@@ -473,3 +473,25 @@ async fn parameters_and_external_tables_may_come_as_a_form() {
     let broken = db.post(&[]).header(content_type.0, content_type.1).body("no form").send().await.unwrap();
     assert_eq!(failure(broken).await.1, 36);
 }
+
+#[tokio::test]
+async fn an_insert_select_reads_the_rows_after_it_with_input() {
+    let db = Database::new("input").await;
+    db.ask("CREATE TABLE t (a UInt64, b Nullable(String), c Enum('x' = 1, 'y' = 2)) ENGINE = MergeTree ORDER BY a")
+        .await;
+    let insert = "INSERT INTO t (a, b, c) SELECT a * {times:UInt64}, b, c FROM (SELECT * FROM \
+                  input('a UInt64, b Nullable(String), c Enum(\\'x\\' = 1, \\'y\\' = 2)')) WHERE a > 1 FORMAT CSV";
+    for session in [&[] as &[_], &[("session_id", "input")]] {
+        let parameters = [&[("query", insert), ("param_times", "10")], session].concat();
+        let response = db.send(&parameters, "1,p,x\n2,\\N,y\n3,q,x\n").await;
+        let summary = response.headers()["X-ClickHouse-Summary"].to_str().unwrap().to_owned();
+        assert!(summary.contains("\"written_rows\":\"2\""), "{summary}");
+    }
+    // The statement may stand in front of the rows as well.
+    text(db.send(&[("param_times", "100")], format!("{insert}\n9,z,y\n")).await).await;
+    assert_eq!(db.ask("SELECT * FROM t ORDER BY a").await, "20\t\\N\ty\n20\t\\N\ty\n30\tq\tx\n30\tq\tx\n900\tz\ty\n");
+    let unnamed = "INSERT INTO t SELECT * FROM input() FORMAT CSV\n1,p,x\n";
+    assert_eq!(failure(db.send(&[], unnamed).await).await.1, 48);
+    let broken = db.send(&[("query", insert), ("param_times", "10")], "no number,p,x\n").await;
+    assert_eq!(failure(broken).await.1, 27);
+}

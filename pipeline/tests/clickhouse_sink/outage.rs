@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use arrow::array::{Int64Array, RecordBatch};
+use arrow::array::{Int64Array, RecordBatch, StringArray};
 use tickhouse::plan::StreamSchema;
 
 use crate::driver::{Target, column, rows};
@@ -60,4 +60,56 @@ async fn all_rows_arrive_although_clickhouse_comes_late_and_is_killed() {
     let database = Database { name: "d".into(), url: again.url.clone() };
     let counts = database.run("SELECT uniqExact(n), min(n), max(n), count() = uniqExact(n) FROM t").await;
     assert_eq!(counts, format!("{}\t0\t{}\t1", ROWS * BATCHES, ROWS * BATCHES - 1));
+}
+
+/// A block that is gone although its token is remembered: what a ClickHouse leaves that is killed between the two.
+#[tokio::test]
+async fn rows_that_a_killed_clickhouse_has_lost_are_written_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (data, address) = (directory.path().join("data"), free_address());
+    let mut clickhouse = start(&data, &address).await;
+    let database = Database::on(&clickhouse.url, "d").await;
+    let create = "CREATE TABLE t (n Int64, text Nullable(String)) ENGINE = MergeTree PARTITION BY n % 3 ORDER BY n \
+                  SETTINGS non_replicated_deduplication_window = 100";
+    database.run(create).await;
+
+    let wait = Duration::from_secs(30);
+    let target = Target { url: &database.url, database: "d", table: "t", primary_key: &[], options: &[], wait };
+    // Each number twice, and nulls beside texts.
+    let input = |from: i64| {
+        let texts = (0..2_000_i64).map(|row| (row % 5 != 0).then(|| format!("it's {}", row % 7)));
+        rows(vec![
+            column("n", Int64Array::from_iter_values((0..2_000).map(|row| from + row / 2))),
+            column("text", StringArray::from_iter(texts)),
+        ])
+    };
+    let all = "SELECT count(), sum(n), sum(cityHash64(tuple(n, text))) FROM t";
+    let mut sink = target.sink_of_run(&input(0).0, Some("run-1"));
+    // Rows that were in before, and are in no danger.
+    sink.give(input(10_000).1).await.unwrap();
+    sink.barrier().await.unwrap();
+    sink.complete().await.unwrap();
+    sink.give(input(0).1).await.unwrap();
+    let share = sink.barrier().await.unwrap();
+    sink.complete().await.unwrap();
+    let whole = database.run(all).await;
+
+    // The parts of the second insert: the three blocks of the first have the numbers before.
+    for lost in [0, 1, 3] {
+        let parts = format!(
+            "SELECT path FROM system.parts WHERE database = 'd' AND table = 't' AND active AND min_block_number > 3 \
+             ORDER BY name LIMIT {lost}"
+        );
+        let parts = database.run(&parts).await;
+        assert_eq!(parts.lines().count(), lost);
+        clickhouse.kill();
+        for part in parts.lines() {
+            std::fs::remove_dir_all(part).unwrap();
+        }
+        clickhouse = start(&data, &address).await;
+        assert_eq!(database.run(all).await == whole, lost == 0, "parts were lost");
+        let mut again = target.sink_of_run(&input(0).0, Some("run-2"));
+        again.resume(share.clone()).await.unwrap();
+        assert_eq!(database.run(all).await, whole, "{lost} parts were lost");
+    }
 }

@@ -5,6 +5,7 @@
 use super::Delivery;
 use super::catalog::{ColumnFacts, Found, Replacing, TableFacts, TableName, WINDOW};
 use super::convert::Conversion;
+use super::repeats::Repeats;
 use super::types::{ColumnType, Kind, proposed_type, quoted};
 use crate::plan::StreamSchema;
 
@@ -25,6 +26,7 @@ pub(super) struct Layout {
     pub(super) columns: Vec<ColumnLayout>,
     /// For an updating stream.
     pub(super) upsert: Option<Upsert>,
+    pub(super) repeats: Repeats,
 }
 
 /// How a column is written.
@@ -117,12 +119,14 @@ pub(super) fn layout(wanted: &Wanted, found: &Found) -> Result<Layout, Box<Unfit
         return Err(Unfit::ReadOnly { name: wanted.name.clone(), engine: facts.engine.name.clone() }.into());
     }
     let upsert = if wanted.input.is_updating() { Some(wanted.upsert(facts)?) } else { None };
-    let columns = (0..wanted.input.visible_len()).map(|index| wanted.column(index, facts)).collect::<Result<_, _>>()?;
+    let columns: Vec<_> =
+        (0..wanted.input.visible_len()).map(|index| wanted.column(index, facts)).collect::<Result<_, _>>()?;
     // Rows that replace each other may be written again: the same version of a row is one row.
     if wanted.delivery == Delivery::ExactlyOnce && upsert.is_none() {
         wanted.remembers_inserts(facts)?;
     }
-    Ok(Layout { columns, upsert })
+    let repeats = Repeats::of(facts, wanted.delivery, upsert.is_some(), &columns);
+    Ok(Layout { columns, upsert, repeats })
 }
 
 impl Wanted {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Delivery;
-use crate::runtime::{OperatorError, Subtask};
+use crate::runtime::{OperatorError, Subtask, Time};
 use crate::state::Staged;
 
 /// One INSERT.
@@ -19,6 +19,10 @@ pub(super) struct Chunk {
     pub(super) rows: usize,
     /// Under which ClickHouse remembers it. Without one it would take two equal blocks for one, and drop rows that are alike.
     pub(super) token: String,
+    /// When it was made: before the first attempt to insert it.
+    pub(super) made: Time,
+    /// Whether it comes from a checkpoint: it may have been inserted by an earlier run.
+    pub(super) is_restored: bool,
 }
 
 /// What is saved of a chunk beside its body.
@@ -27,21 +31,25 @@ struct About {
     statement: String,
     rows: usize,
     token: String,
+    /// Nanoseconds since 1970.
+    made: i64,
 }
 
 impl Chunk {
     /// What is saved.
     pub(super) fn stage(&self) -> (serde_json::Value, Bytes) {
-        let about = About { statement: self.statement.to_string(), rows: self.rows, token: self.token.clone() };
+        let Self { statement, rows, token, made, .. } = self;
+        let about = About { statement: statement.to_string(), rows: *rows, token: token.clone(), made: made.0 };
         (json!(about), self.body.clone())
     }
 
     /// What was saved.
     pub(super) fn restore(staged: Staged) -> Result<Self, OperatorError> {
-        let About { statement, rows, token } = About::deserialize(&staged.about).map_err(|error| {
+        let About { statement, rows, token, made } = About::deserialize(&staged.about).map_err(|error| {
             OperatorError::internal("rows to be inserted were saved in another form").because(error)
         })?;
-        Ok(Self { statement: statement.into(), body: staged.bytes, rows, token })
+        let (statement, made) = (statement.into(), Time(made));
+        Ok(Self { statement, body: staged.bytes, rows, token, made, is_restored: true })
     }
 }
 
@@ -61,7 +69,7 @@ impl Tokens {
         let run = match (&subtask.run, delivery) {
             (Some(run), Delivery::ExactlyOnce) => run.to_string(),
             // A token only has to outlive the repeats of its own insert.
-            _ => format!("{:032x}", rand::random::<u128>()),
+            _ => new_token(),
         };
         Self { prefix: format!("{run}/{}/{}", subtask.node, subtask.index), number: 0 }
     }
@@ -70,6 +78,11 @@ impl Tokens {
         self.number += 1;
         format!("{}/{}", self.prefix, self.number)
     }
+}
+
+/// A token that no other insert has.
+pub(super) fn new_token() -> String {
+    format!("{:032x}", rand::random::<u128>())
 }
 
 #[cfg(test)]
@@ -84,10 +97,13 @@ mod tests {
             body: Bytes::from_static(b"\x00\x01"),
             rows: 7,
             token: "run-1/t/0/1".into(),
+            made: Time(5),
+            is_restored: false,
         };
         let (about, bytes) = chunk.stage();
         let back = Chunk::restore(Staged { about, bytes }).unwrap();
         assert_eq!((back.statement, back.body, back.rows, back.token), (chunk.statement, chunk.body, 7, chunk.token));
+        assert_eq!((back.made, back.is_restored), (Time(5), true));
         assert!(Chunk::restore(Staged { about: json!({}), bytes: Bytes::new() }).is_err());
     }
 

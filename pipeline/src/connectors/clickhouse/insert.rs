@@ -3,13 +3,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use clickhouse::Client;
 use clickhouse::error::Error;
 
 use super::catalog::{self, TableName};
 use super::check::{self, Layout, Wanted};
-use super::chunk::Chunk;
+use super::chunk::{Chunk, new_token};
 use super::exceptions::{Verdict, message, verdict};
+use super::repeats::Repeats;
 use crate::runtime::{Clock, OperatorError, Time};
 
 /// What is sent at once; ClickHouse's client compresses each piece by itself.
@@ -17,6 +19,12 @@ const PIECE: usize = 256 << 10;
 
 /// How long one piece may wait for the network.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How exactly ClickHouse knows when it was started.
+const UPTIME_SLACK: Duration = Duration::from_secs(5);
+
+/// How long an insert may need between its token and its rows.
+const DONE_WITHIN: Duration = Duration::from_secs(1);
 
 /// The first pause after a failure, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -110,13 +118,18 @@ impl Remote {
 
     /// Inserts `chunk`, again and again until ClickHouse has acknowledged it or refuses it.
     ///
-    /// An insert whose answer was lost may be in all the same: under its token ClickHouse drops the repeat, and without one
-    /// the rows are there twice.
-    pub(super) async fn insert(self, name: TableName, chunk: Chunk) -> Result<usize, OperatorError> {
+    /// An insert whose answer was lost may be in all the same: `repeats` says what is done about it.
+    pub(super) async fn insert(
+        self,
+        name: TableName,
+        chunk: Chunk,
+        repeats: Arc<Repeats>,
+    ) -> Result<usize, OperatorError> {
         let started = self.clock.now();
         let mut backoff = Backoff::new();
+        let mut may_be_in = chunk.is_restored;
         loop {
-            let error = match self.try_insert(&chunk).await {
+            let error = match self.deliver(&name, &chunk, &repeats, may_be_in).await {
                 Ok(()) => {
                     self.reached();
                     let took = self.clock.now().since(started);
@@ -125,6 +138,7 @@ impl Remote {
                 }
                 Err(error) => error,
             };
+            may_be_in = true;
             let said = message(&error);
             if verdict(&error) == Verdict::Refused {
                 return Err(self.refused(&name, &said));
@@ -136,11 +150,35 @@ impl Remote {
         }
     }
 
-    async fn try_insert(&self, chunk: &Chunk) -> Result<(), Error> {
-        let client = self.client.clone().with_setting("insert_deduplication_token", &chunk.token);
-        let insert = client.insert_formatted_with(chunk.statement.as_ref());
+    /// One attempt to bring `chunk` in, which may be in already.
+    async fn deliver(&self, name: &TableName, chunk: &Chunk, repeats: &Repeats, may_be_in: bool) -> Result<(), Error> {
+        let token = match repeats {
+            Repeats::Anew if may_be_in => new_token(),
+            _ => chunk.token.clone(),
+        };
+        self.send(&chunk.statement, &chunk.body, &token).await?;
+        let Repeats::Checked(missing) = repeats else { return Ok(()) };
+        let age = self.clock.now().since(chunk.made);
+        if !may_be_in || !self.was_restarted_within(age).await? {
+            return Ok(());
+        }
+        tracing::info!(table = %name, rows = chunk.rows, "ClickHouse was restarted meanwhile: writing the rows that it has lost");
+        // An earlier attempt under the token that is not quite done is given the time for it.
+        self.clock.sleep_until(self.clock.now().after(DONE_WITHIN)).await;
+        self.send(&missing.statement(name, age), &chunk.body, &new_token()).await
+    }
+
+    /// Whether ClickHouse may have started within the last `age`.
+    async fn was_restarted_within(&self, age: Duration) -> Result<bool, Error> {
+        let up: u32 = self.client.query("SELECT uptime()").fetch_one().await?;
+        Ok(Duration::from_secs(up.into()) <= age + UPTIME_SLACK)
+    }
+
+    async fn send(&self, statement: &str, body: &Bytes, token: &str) -> Result<(), Error> {
+        let client = self.client.clone().with_setting("insert_deduplication_token", token);
+        let insert = client.insert_formatted_with(statement);
         let mut insert = insert.with_timeouts(Some(SEND_TIMEOUT), Some(self.timeout));
-        let mut rest = chunk.body.clone();
+        let mut rest = body.clone();
         while !rest.is_empty() {
             insert.send(rest.split_to(PIECE.min(rest.len()))).await?;
         }

@@ -19,6 +19,7 @@ mod encode;
 pub mod endpoint;
 mod exceptions;
 mod insert;
+mod repeats;
 mod sink;
 mod types;
 mod upsert;

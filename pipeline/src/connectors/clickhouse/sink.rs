@@ -13,6 +13,7 @@ use super::check::{Layout, Wanted};
 use super::chunk::{Chunk, Tokens};
 use super::encode::{Encoder, Payload};
 use super::insert::Remote;
+use super::repeats::Repeats;
 use crate::runtime::{Barrier, Context, Epoch, Operator, OperatorError, Time};
 use crate::state::{Restored, Snapshot};
 
@@ -80,6 +81,7 @@ enum State {
 struct Writing {
     encoder: Encoder,
     statement: Arc<str>,
+    repeats: Arc<Repeats>,
 }
 
 impl State {
@@ -152,7 +154,8 @@ impl ClickHouseWriter {
         let writing = self.state.writing().ok_or_else(starting)?;
         self.version = (now.0 / 1000).max(self.version + 1);
         let Payload { body, rows } = writing.encoder.encode(&self.gathered, self.version)?;
-        let chunk = Chunk { statement: Arc::clone(&writing.statement), body, rows, token: self.tokens.next() };
+        let (statement, token) = (Arc::clone(&writing.statement), self.tokens.next());
+        let chunk = Chunk { statement, body, rows, token, made: now, is_restored: false };
         self.gathered.clear();
         (self.gathered_rows, self.gathered_bytes) = (0, 0);
         (self.deadline, self.flush) = (None, false);
@@ -166,7 +169,8 @@ impl ClickHouseWriter {
         let Some(chunk) = self.due.pop_front() else { return };
         self.state = match std::mem::replace(&mut self.state, State::Failed) {
             State::Ready(writing) => {
-                let insert = self.remote.clone().insert(self.wanted.name.clone(), chunk).boxed();
+                let (name, repeats) = (self.wanted.name.clone(), Arc::clone(&writing.repeats));
+                let insert = self.remote.clone().insert(name, chunk, repeats).boxed();
                 State::Inserting(writing, insert)
             }
             other => other,
@@ -248,9 +252,10 @@ impl Operator for ClickHouseWriter {
         match std::mem::replace(&mut self.state, State::Failed) {
             State::Starting(mut starting) => match starting.poll_unpin(task) {
                 Poll::Ready(Ok(layout)) => {
+                    let repeats = Arc::new(layout.repeats.clone());
                     let encoder = Encoder::new(self.wanted.name.clone(), layout, &self.wanted.input);
                     let statement = encoder.statement().into();
-                    self.state = State::Ready(Writing { encoder, statement });
+                    self.state = State::Ready(Writing { encoder, statement, repeats });
                     Poll::Ready(self.go_on(cx))
                 }
                 Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
