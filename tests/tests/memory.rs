@@ -26,10 +26,6 @@ const STEP: Duration = Duration::from_millis(100);
 /// a second.
 const GROWTH_MIB: f64 = 64.0;
 
-/// The C library keeps freed memory for itself, the more of it the larger the blocks that were freed, up to as much again as is
-/// in use: this has it give large blocks back, so that what is seen is what the pipeline holds.
-const GIVE_BACK: [(&str, &str); 2] = [("MALLOC_MMAP_THRESHOLD_", "131072"), ("MALLOC_TRIM_THRESHOLD_", "131072")];
-
 /// Subtasks of each operator.
 const PARALLELISM: i64 = 2;
 
@@ -119,7 +115,7 @@ async fn stays_where_it_is(delivery: &str, most: f64) {
         format!("connector = 'clickhouse', url = '{}', delivery = '{delivery}', 'batch.rows' = '10000'", proxy.url());
     // As many rows as nobody waits for.
     let mut command = run(&stack, &sql("message_count = '1000000000000'", &sink));
-    command.arg("--state-dir").arg(&state).envs(GIVE_BACK);
+    command.arg("--state-dir").arg(&state);
     let mut pipeline = Program::start(command);
 
     let samples = watch(&mut pipeline, Duration::from_secs(seconds)).await;
@@ -163,7 +159,7 @@ async fn assert_whole(stack: &Stack) {
     assert_eq!(wrong, 0, "texts that do not belong to their number");
 }
 
-/// Two subtasks hold two epochs each, of up to 64 MiB, beside some 80 MiB that the pipeline takes with nothing to do.
+/// Two subtasks hold two epochs each, of up to 32 MiB, beside some 80 MiB that the pipeline takes with nothing to do.
 #[tokio::test]
 async fn memory_stays_where_it_is_behind_a_slow_clickhouse() {
     stays_where_it_is("exactly_once", 420.0).await;

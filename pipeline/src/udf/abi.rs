@@ -42,7 +42,6 @@ pub(super) struct FfiArrays {
 }
 
 impl FfiArrays {
-    /// Hands columns over; whoever gets the result frees them. `columns` may not be empty.
     /// Hands columns over; whoever gets the result frees them.
     pub(super) fn export(columns: impl ExactSizeIterator<Item = FfiColumn>) -> Self {
         let capacity = columns.len();
@@ -78,6 +77,12 @@ impl FfiArrays {
         }
         // SAFETY: as the caller states.
         columns.into_iter().map(|column| unsafe { column.import() }).collect()
+    }
+
+    /// Frees columns that were not handed over.
+    pub(super) fn free(self) {
+        // SAFETY: as far as memory goes, ours are like a library's.
+        drop(unsafe { self.import() });
     }
 
     /// None if nothing is allocated.
@@ -141,6 +146,9 @@ pub(super) struct FfiFuture {
 
 // SAFETY: the plugin makes it from a future that is Send.
 unsafe impl Send for FfiFuture {}
+
+// SAFETY: columns are owned, by whichever thread has them.
+unsafe impl Send for FfiArrays {}
 
 #[repr(C)]
 struct FfiContext {

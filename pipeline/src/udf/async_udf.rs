@@ -11,9 +11,10 @@ use arrow::compute::take;
 use arrow::datatypes::UInt64Type;
 use tokio::time::Sleep;
 
-use super::abi::{AsyncEntry, DrainResult, FfiArrays, FfiFuture, FfiPoll, Handle};
+use super::abi::{AsyncEntry, DrainResult, FfiArrays, Handle};
 use super::bell::Bell;
 use super::calls::{Answers, Calls};
+use super::feeder::Dead;
 use super::library::{check_arguments, wrong_result};
 use super::row::{self, Ring};
 use super::{Udf, UdfError, UdfKind};
@@ -27,8 +28,6 @@ const RESULT_GRACE: Duration = Duration::from_secs(1);
 const TIMEOUT_GRACE: Duration = Duration::from_secs(5);
 /// Timeouts longer than this are as good as none; clocks can still add it.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
-/// How often a row that the library has not taken yet is looked after before the task gives way.
-const SPINS: usize = 64;
 
 /// One instance of an async UDF: a thread of the library's, with a runtime of its own, that makes calls.
 ///
@@ -45,8 +44,6 @@ pub struct AsyncUdf {
     entry: AsyncEntry,
     handle: Handle,
     bell: Arc<Bell>,
-    /// A row that the library has not taken yet.
-    waiting: Option<FfiFuture>,
     calls: Calls,
     max_in_flight: usize,
     timeout: Duration,
@@ -87,8 +84,7 @@ impl AsyncUdf {
             udf,
             entry,
             handle,
-            bell: Bell::new(),
-            waiting: None,
+            bell: Bell::new(Some((entry, handle))),
             calls: Calls::new(ordered),
             max_in_flight,
             timeout: timeout.min(LONGEST_TIMEOUT),
@@ -117,10 +113,8 @@ impl AsyncUdf {
     /// The instance has stopped.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UdfError>> {
         self.check_running()?;
-        if !self.hand_over(cx)? || self.calls.under_way() >= self.max_in_flight {
-            return Poll::Pending;
-        }
-        Poll::Ready(Ok(()))
+        let has_place = self.hand_over(cx)?;
+        if has_place && self.calls.under_way() < self.max_in_flight { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
     /// Calls the UDF with row `row` of the columns `args`. The result comes under `id`. NULL for an argument that is
@@ -130,7 +124,7 @@ impl AsyncUdf {
     /// The columns are not of the UDF's types, there is no such row, the instance is not ready, or has stopped.
     pub fn send(&mut self, id: u64, args: &[ArrayRef], row: usize) -> Result<(), UdfError> {
         self.check_running()?;
-        if self.waiting.is_some() || self.calls.under_way() >= self.max_in_flight {
+        if self.calls.under_way() >= self.max_in_flight {
             return Err(self.misuse("was called before it was ready"));
         }
         if args.iter().any(|column| row >= column.len()) {
@@ -157,16 +151,8 @@ impl AsyncUdf {
             }
             FfiArrays::export(exported.into_iter())
         };
-        // SAFETY: the handle lives until the instance is dropped; the columns become the library's.
-        let mut future = unsafe { (self.entry.send)(self.handle, u64::from(slot), columns) };
-        match future.poll(&self.bell) {
-            FfiPoll::Ready(true) => Ok(()),
-            FfiPoll::Ready(false) | FfiPoll::Panicked => Err(self.died()),
-            FfiPoll::Pending => {
-                self.waiting = Some(future);
-                Ok(())
-            }
-        }
+        self.bell.feeder().push(&self.bell, slot, columns);
+        Ok(())
     }
 
     /// Waits for results. Pending while no call is under way.
@@ -220,28 +206,10 @@ impl AsyncUdf {
         poll_fn(|cx| self.poll_drain(cx)).await
     }
 
-    /// Hands over the row that the library has not taken yet. False if it still has not; the task will be woken.
+    /// Sees to the rows that the library has not taken yet. Whether another one may be sent; if not, the task will be woken.
     fn hand_over(&mut self, cx: &mut Context<'_>) -> Result<bool, UdfError> {
-        let Some(future) = &mut self.waiting else {
-            return Ok(true);
-        };
         self.bell.register(cx.waker());
-        let mut outcome = future.poll(&self.bell);
-        for _ in 0..SPINS {
-            if !matches!(outcome, FfiPoll::Pending) {
-                break;
-            }
-            std::hint::spin_loop();
-            outcome = future.poll(&self.bell);
-        }
-        match outcome {
-            FfiPoll::Pending => Ok(false),
-            FfiPoll::Ready(true) => {
-                self.waiting = None;
-                Ok(true)
-            }
-            FfiPoll::Ready(false) | FfiPoll::Panicked => Err(self.died()),
-        }
+        self.bell.feeder().has_place(&self.bell).map_err(|Dead| self.died())
     }
 
     /// Whether the library must have a result; if not, the task will be woken when it has.
@@ -343,10 +311,10 @@ impl AsyncUdf {
 
 impl Drop for AsyncUdf {
     fn drop(&mut self) {
-        // The future borrows what the handle points to, so it goes first.
-        self.waiting = None;
-        // SAFETY: the handle is not used again. The library's thread ends by itself.
-        unsafe { (self.entry.stop)(self.handle) };
+        if let Some(handle) = self.bell.feeder().close() {
+            // SAFETY: the handle is not used again. The library's thread ends by itself.
+            unsafe { (self.entry.stop)(handle) };
+        }
     }
 }
 

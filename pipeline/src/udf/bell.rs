@@ -2,13 +2,18 @@
 //!
 //! The plugin interface has no such signal for results: its host is meant to ask again and again. But a library frees
 //! a call's arguments when the call ends, in whatever way, and the freeing is ours (`row`). So the bell rings when a
-//! call has ended; its result is there an instant later, or never will be, if the instance died.
+//! call has ended; its result is there an instant later, or never will be, if the instance died. The same moments serve to hand over
+//! the next row (`feeder`).
 
+use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 
 use futures::task::AtomicWaker;
+
+use super::abi::{AsyncEntry, Handle};
+use super::feeder::Feeder;
 
 /// The waker that a library's future sees (the layout of `async-ffi` 0.5).
 #[repr(C)]
@@ -33,6 +38,7 @@ pub(super) struct Bell {
     /// Whether the task has been told of ended calls since it last listened.
     rung: AtomicBool,
     ended: Mutex<Vec<u32>>,
+    feeder: Feeder,
 }
 
 // SAFETY: the one pointer is to a static.
@@ -43,12 +49,14 @@ unsafe impl Sync for Bell {}
 static VTABLE: WakerVtable = WakerVtable { clone, wake, wake_by_ref, drop: drop_waker };
 
 impl Bell {
-    pub(super) fn new() -> Arc<Self> {
+    /// The bell of an instance.
+    pub(super) fn new(instance: Option<(AsyncEntry, Handle)>) -> Arc<Self> {
         Arc::new(Self {
             base: WakerBase { vtable: &raw const VTABLE },
             task: AtomicWaker::new(),
             rung: AtomicBool::new(true),
             ended: Mutex::new(Vec::new()),
+            feeder: Feeder::new(instance),
         })
     }
 
@@ -57,10 +65,28 @@ impl Bell {
         Arc::as_ptr(bell).cast()
     }
 
+    /// The rows that the instance has not taken.
+    pub(super) fn feeder(&self) -> &Feeder {
+        &self.feeder
+    }
+
+    /// Wakes the task.
+    pub(super) fn wake(&self) {
+        self.task.wake();
+    }
+
     /// A call has ended. Called on the instance's thread.
-    pub(super) fn call_ended(&self, slot: u32) {
+    pub(super) fn call_ended(self: &Arc<Self>, slot: u32) {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
         if !self.rung.swap(true, Ordering::AcqRel) {
+            self.task.wake();
+        }
+        self.feeder.let_go(self);
+    }
+
+    /// The instance may have room for a row. Called on its thread.
+    fn may_have_room(self: &Arc<Self>) {
+        if self.feeder.may_have_room(self) {
             self.task.wake();
         }
     }
@@ -70,7 +96,7 @@ impl Bell {
         slots.append(&mut self.ended.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// From now on `waker` is called when a library's future should be polled.
+    /// From now on `waker` is called when there is room for rows.
     pub(super) fn register(&self, waker: &Waker) {
         self.task.register(waker);
     }
@@ -91,13 +117,13 @@ unsafe extern "C" fn clone(waker: *const WakerBase) -> *const WakerBase {
 unsafe extern "C" fn wake(waker: *const WakerBase) {
     // SAFETY: only a clone is woken by value, and gives its count back.
     let bell = unsafe { Arc::from_raw(waker.cast::<Bell>()) };
-    bell.task.wake();
+    bell.may_have_room();
 }
 
 unsafe extern "C" fn wake_by_ref(waker: *const WakerBase) {
-    // SAFETY: the waker lives for the call.
-    let bell = unsafe { &*waker.cast::<Bell>() };
-    bell.task.wake();
+    // SAFETY: the waker lives for the call, and its count is not given back.
+    let bell = unsafe { ManuallyDrop::new(Arc::from_raw(waker.cast::<Bell>())) };
+    bell.may_have_room();
 }
 
 unsafe extern "C" fn drop_waker(waker: *const WakerBase) {

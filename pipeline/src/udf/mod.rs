@@ -19,6 +19,7 @@ mod bell;
 mod calls;
 mod catalog;
 mod error;
+mod feeder;
 mod function;
 mod library;
 mod row;

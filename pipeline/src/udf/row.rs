@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn freeing_a_row_rings_for_its_call_only() {
-        let bell = Bell::new();
+        let bell = Bell::new(None);
         let column = Int64Array::from(vec![1]);
         let first = export(&column, &DataType::Int64, 0, Some(Ring::new(&bell, 4)));
         let _second = export_ring(Ring::new(&bell, 5));

@@ -87,7 +87,7 @@ static BATCH_ROWS: OptionSpec = OptionSpec {
     name: "batch.rows",
     value: "a whole number of rows from 1 to 1000000",
     default: Some("100000"),
-    doc: "So many rows of a subtask are inserted at once, or 32 MiB if that is less; at most 1000000.",
+    doc: "So many rows of a subtask are inserted at once, or 16 MiB if that is less; at most 1000000.",
 };
 static BATCH_INTERVAL: OptionSpec = OptionSpec {
     name: "batch.interval_ms",
