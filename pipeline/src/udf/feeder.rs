@@ -63,15 +63,25 @@ impl Feeder {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a row behind the others.
-    pub(super) fn push(&self, bell: &Arc<Bell>, slot: u32, row: FfiArrays) {
+    /// Does something to the rows, and then what others found no time for meanwhile.
+    fn with<R>(&self, bell: &Arc<Bell>, act: impl FnOnce(&mut Rows) -> R) -> R {
         let mut rows = self.lock();
-        rows.queue.push_back((slot, row));
-        let is_idle = rows.asked.is_none();
+        let done = act(&mut rows);
         drop(rows);
-        if is_idle || self.again.load(Ordering::Acquire) {
+        if self.again.load(Ordering::Acquire) {
             self.feed(bell);
         }
+        done
+    }
+
+    /// Puts a row behind the others.
+    pub(super) fn push(&self, bell: &Arc<Bell>, slot: u32, row: FfiArrays) {
+        self.with(bell, |rows| {
+            rows.queue.push_back((slot, row));
+            if rows.asked.is_none() {
+                self.again.store(true, Ordering::Release);
+            }
+        });
     }
 
     /// Whether another row may be put behind the others. If not, the task is woken when it may.
@@ -79,19 +89,20 @@ impl Feeder {
     /// # Errors
     /// The instance takes no more.
     pub(super) fn has_place(&self, bell: &Arc<Bell>) -> Result<bool, Dead> {
-        if self.has_room.swap(false, Ordering::AcqRel) || self.again.load(Ordering::Acquire) {
+        if self.has_room.swap(false, Ordering::AcqRel) {
             self.feed(bell);
         }
-        let rows = self.lock();
-        if rows.is_dead {
-            return Err(Dead);
-        }
-        let has_place = rows.queue.len() < MOST;
-        if !has_place {
-            // While the rows are locked: who takes some away looks for it afterwards.
-            self.is_awaited.store(true, Ordering::Release);
-        }
-        Ok(has_place)
+        self.with(bell, |rows| {
+            if rows.is_dead {
+                return Err(Dead);
+            }
+            let has_place = rows.queue.len() < MOST;
+            if !has_place {
+                // While the rows are locked: who takes some away looks for it afterwards.
+                self.is_awaited.store(true, Ordering::Release);
+            }
+            Ok(has_place)
+        })
     }
 
     /// The instance has let go of a row. Called on its thread.

@@ -245,3 +245,58 @@ async fn calls_that_do_not_fit_are_refused() {
     assert!(refused(instance.send(0, &[int64(&[1]), int64(&[1])], 1)).contains("a row that is not there"));
     assert_eq!(call_all_int64(&mut instance, &[int64(&[5]), int64(&[0])]).await, [(0, Some(5))]);
 }
+
+/// The instance's thread and the task hand rows over in turns: whoever comes second leaves it to the first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_row_is_left_behind_however_the_threads_meet() {
+    const CALLS: i64 = 100_000;
+    let udf = udf("test_later");
+    let tasks = [0, 1].map(|n| {
+        let udf = Arc::clone(&udf);
+        tokio::spawn(async move {
+            let mut instance = udf.start().unwrap();
+            // Most return at once; some are waited for.
+            let millis: Vec<i64> = (0..CALLS).map(|call| i64::from(call % (97 + n) == 0)).collect();
+            let args = [int64(&(0..CALLS).collect::<Vec<_>>()), int64(&millis)];
+            call_all_int64(&mut instance, &args).await
+        })
+    });
+    for task in tasks {
+        let mut answers = tokio::time::timeout(Duration::from_secs(60), task).await.expect("it goes on").unwrap();
+        answers.sort_unstable();
+        assert!(answers.into_iter().eq((0..CALLS).map(|n| (n as u64, Some(n)))));
+    }
+}
+
+/// Rows are on their way, and others wait, when the instance dies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_among_many_calls_stops_the_instance_soon() {
+    for name in ["test_later", "test_later_ordered"] {
+        for before in [0, 1, 2, 50, 700] {
+            let mut instance = udf(name).start().unwrap();
+            let mut millis = vec![20; before];
+            millis.push(-1);
+            millis.resize(3_000, 20);
+            let args = [int64(&vec![1; millis.len()]), int64(&millis)];
+            let call = async {
+                for row in 0..millis.len() {
+                    let wait = std::future::poll_fn(|cx| match instance.poll_ready(cx) {
+                        Poll::Ready(ready) => Poll::Ready(ready),
+                        Poll::Pending => instance.poll_drain(cx).map(|drained| drained.map(|_| ())),
+                    });
+                    wait.await?;
+                    if poll!(std::pin::pin!(instance.ready())).is_ready() {
+                        instance.send(row as u64, &args, row)?;
+                    }
+                }
+                loop {
+                    instance.drain().await?;
+                }
+            };
+            let stopped: Result<(), UdfError> =
+                tokio::time::timeout(Duration::from_secs(10), call).await.expect("it stops");
+            let error = stopped.unwrap_err().to_string();
+            assert!(error.contains("a call panicked"), "{name} after {before}: {error}");
+        }
+    }
+}
