@@ -3,16 +3,19 @@
 //! Goes bottom up and knows of every node whether its rows may be withdrawn, and which of its columns are the window
 //! that its rows belong to.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema};
 use datafusion::error::{DataFusionError, Result as DataFusionResult};
+use datafusion::logical_expr::builder::add_group_by_exprs_from_dependencies;
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
-use datafusion::logical_expr::{Aggregate, Distinct, Expr, Extension, LogicalPlan, Projection, TableScan, Unnest};
+use datafusion::logical_expr::{
+    Aggregate, Distinct, Expr, Extension, Filter, LogicalPlan, Projection, TableScan, Unnest,
+};
 use datafusion::sql::sqlparser::tokenizer::{Location, Span};
 
 use super::catalog::{Catalog, Relation, TableKind};
@@ -109,7 +112,8 @@ impl Rewriter<'_, '_> {
     }
 
     fn projection(&self, projection: Projection) -> Result<Flow> {
-        let mut flow = self.rewrite(Arc::unwrap_or_clone(projection.input))?;
+        let input = Arc::unwrap_or_clone(projection.input);
+        let mut flow = self.rewrite(self.checked(without_implied_keys(&projection.expr, input))?)?;
         if let Some(call) = calls::<Tumble>(&projection.expr).first() {
             return Err(self.tumble_outside_group_by(call));
         }
@@ -322,6 +326,45 @@ pub(super) fn column_index(expr: &Expr, schema: &DFSchema) -> Option<usize> {
         Expr::Column(column) => schema.maybe_index_of_column(column),
         _ => None,
     }
+}
+
+/// `plan` without the keys of an aggregate on top that neither the query names nor `exprs` read.
+///
+/// DataFusion's planner adds to GROUP BY every column that those in it determine, so that it can be selected: columns
+/// beside the keys of an aggregate below, a second name of the window among them.
+fn without_implied_keys(exprs: &[Expr], plan: LogicalPlan) -> DataFusionResult<LogicalPlan> {
+    match plan {
+        LogicalPlan::Filter(filter) => {
+            let exprs = exprs.iter().chain([&filter.predicate]).cloned().collect::<Vec<_>>();
+            let input = without_implied_keys(&exprs, Arc::unwrap_or_clone(filter.input))?;
+            Ok(LogicalPlan::Filter(Filter::try_new(filter.predicate, Arc::new(input))?))
+        }
+        LogicalPlan::Aggregate(aggregate) => {
+            let named = named_keys(&aggregate)?;
+            if named == aggregate.group_expr.len() {
+                return Ok(LogicalPlan::Aggregate(aggregate));
+            }
+            let read: HashSet<&Column> = exprs.iter().flat_map(Expr::column_refs).collect();
+            let columns = aggregate.schema.columns();
+            let is_kept = |position: usize| position < named || columns.get(position).is_some_and(|c| read.contains(c));
+            let keys = aggregate.group_expr.into_iter().enumerate().filter(|(position, _)| is_kept(*position));
+            let keys = keys.map(|(_, key)| key).collect();
+            Ok(LogicalPlan::Aggregate(Aggregate::try_new(aggregate.input, keys, aggregate.aggr_expr)?))
+        }
+        other => Ok(other),
+    }
+}
+
+/// How many of the aggregate's keys there are before those that they imply.
+fn named_keys(aggregate: &Aggregate) -> DataFusionResult<usize> {
+    let keys = &aggregate.group_expr;
+    for named in 1..keys.len() {
+        let first = keys.get(..named).unwrap_or_default().to_vec();
+        if add_group_by_exprs_from_dependencies(first, aggregate.input.schema())? == *keys {
+            return Ok(named);
+        }
+    }
+    Ok(keys.len())
 }
 
 /// All calls of functions of type `F`.
