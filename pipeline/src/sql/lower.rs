@@ -33,8 +33,23 @@ pub(super) enum LowerError {
     Graph(#[from] GraphError),
     #[error("{}", .0.strip_backtrace())]
     Expression(#[from] DataFusionError),
+    #[error("the query can never give a row")]
+    Never,
+    #[error("the query gives one row, whatever its tables hold")]
+    Constant,
     #[error("{0}")]
     Unsupported(String),
+}
+
+impl LowerError {
+    /// What the user can do.
+    pub(super) fn hint(&self) -> &'static str {
+        match self {
+            Self::Never => "change its condition: it is true of no row",
+            Self::Constant => "select a column, not only constants",
+            _ => "give the part that the message names the type that it needs: `CAST(x AS TYPE)`",
+        }
+    }
 }
 
 pub(super) type LowerResult<T> = std::result::Result<T, LowerError>;
@@ -86,7 +101,8 @@ impl Lowering<'_, '_> {
                     None => Err(LowerError::Unsupported(format!("no operator for {}", plan.display()))),
                 }
             }
-            LogicalPlan::EmptyRelation(_) => Err(LowerError::Unsupported("the query can never give a row".into())),
+            LogicalPlan::EmptyRelation(one) if one.produce_one_row => Err(LowerError::Constant),
+            LogicalPlan::EmptyRelation(_) => Err(LowerError::Never),
             other => Err(LowerError::Unsupported(format!("no operator for {}", other.display()))),
         }
     }

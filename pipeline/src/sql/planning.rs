@@ -283,8 +283,7 @@ impl Nodes<'_, '_> {
         let plan = located(optimize(self.catalog.session, flow.plan), &fill.places)?;
         let refused = |error: LowerError| {
             let message = error.to_string();
-            let hint = "give the part that the message names the type that it needs: `CAST(x AS TYPE)`";
-            Refusal::new(fill.places.meant_by(&message), message).hint(hint)
+            Refusal::new(fill.places.meant_by(&message), message).hint(error.hint())
         };
         let stream = self.lower(&plan).map_err(refused)?;
         let exchange = Exchange::Forward;
