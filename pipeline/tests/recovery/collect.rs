@@ -14,14 +14,17 @@ use tickhouse::state::{Restored, Snapshot, Staged};
 
 use super::lines;
 
-/// What has been committed, by token. It outlives the pipeline.
+/// Chunks of changes by table and token.
+type Chunks = BTreeMap<(String, String), Vec<String>>;
+
+/// What has been committed. It outlives the pipeline.
 #[derive(Debug, Clone, Default)]
-pub struct Committed(Arc<Mutex<BTreeMap<String, Vec<String>>>>);
+pub struct Committed(Arc<Mutex<Chunks>>);
 
 impl Committed {
-    fn commit(&self, token: &str, changes: Vec<String>) {
+    fn commit(&self, table: &str, token: &str, changes: Vec<String>) {
         let mut chunks = self.0.lock().unwrap();
-        let there = chunks.entry(token.to_owned()).or_insert_with(|| changes.clone());
+        let there = chunks.entry((table.to_owned(), token.to_owned())).or_insert_with(|| changes.clone());
         assert_eq!(*there, changes, "two chunks have the token {token}");
     }
 
@@ -30,14 +33,17 @@ impl Committed {
         self.0.lock().unwrap().len()
     }
 
-    /// The rows that stand: those added and not withdrawn, sorted.
-    pub fn standing(&self) -> Vec<String> {
+    /// The rows of `table` that stand: those added and not withdrawn, sorted.
+    pub fn standing(&self, table: &str) -> Result<Vec<String>, String> {
         let mut counts: BTreeMap<String, i64> = BTreeMap::new();
-        for change in self.0.lock().unwrap().values().flatten() {
+        let chunks = self.0.lock().unwrap();
+        for change in chunks.iter().filter(|((of, _), _)| of == table).flat_map(|(_, changes)| changes) {
             *counts.entry(change[1..].to_owned()).or_default() += if change.starts_with('+') { 1 } else { -1 };
         }
-        assert!(counts.values().all(|count| *count >= 0), "a row was withdrawn that was not there: {counts:?}");
-        counts.into_iter().flat_map(|(row, count)| std::iter::repeat_n(row, count as usize)).collect()
+        if let Some((row, _)) = counts.iter().find(|(_, count)| **count < 0) {
+            return Err(format!("{table} had a row withdrawn that was not there: {row}"));
+        }
+        Ok(counts.into_iter().flat_map(|(row, count)| std::iter::repeat_n(row, count as usize)).collect())
     }
 }
 
@@ -61,14 +67,21 @@ impl Connector for Collect {
         Err(OptionError::table("only written"))
     }
 
-    fn sink(&self, _: &TableDefinition, _: &mut Options, input: &StreamSchema) -> Result<Arc<dyn Stage>, OptionError> {
-        Ok(Arc::new(CollectNode { committed: self.committed.clone(), input: input.clone() }))
+    fn sink(
+        &self,
+        table: &TableDefinition,
+        _: &mut Options,
+        input: &StreamSchema,
+    ) -> Result<Arc<dyn Stage>, OptionError> {
+        let table = table.name.clone();
+        Ok(Arc::new(CollectNode { committed: self.committed.clone(), table, input: input.clone() }))
     }
 }
 
 #[derive(Debug)]
 struct CollectNode {
     committed: Committed,
+    table: String,
     input: StreamSchema,
 }
 
@@ -78,7 +91,7 @@ impl NodePlan for CollectNode {
     }
 
     fn details(&self) -> Vec<(&'static str, String)> {
-        Vec::new()
+        vec![("table", self.table.clone())]
     }
 
     fn output(&self) -> Option<&StreamSchema> {
@@ -95,8 +108,9 @@ impl Stage for CollectNode {
         let run = subtask.run.as_deref().expect("state is saved");
         Ok(Body::Operator(Box::new(CollectSink {
             committed: self.committed.clone(),
+            table: self.table.clone(),
             input: self.input.clone(),
-            prefix: format!("{run}/{}", subtask.index),
+            prefix: format!("{run}/{}/{}", subtask.node, subtask.index),
             number: 0,
             changes: Vec::new(),
             handed: None,
@@ -110,6 +124,7 @@ impl Stage for CollectNode {
 
 struct CollectSink {
     committed: Committed,
+    table: String,
     input: StreamSchema,
     prefix: String,
     number: u64,
@@ -134,7 +149,7 @@ impl Operator for CollectSink {
     fn restore(&mut self, state: &Restored) -> Result<(), OperatorError> {
         for Staged { about, bytes } in state.staged() {
             let text = std::str::from_utf8(&bytes).unwrap();
-            self.committed.commit(about.as_str().unwrap(), text.lines().map(str::to_owned).collect());
+            self.committed.commit(&self.table, about.as_str().unwrap(), text.lines().map(str::to_owned).collect());
         }
         Ok(())
     }
@@ -160,7 +175,7 @@ impl Operator for CollectSink {
 
     fn epoch_completed(&mut self, _: Epoch, _: &mut Context<'_>) -> Result<(), OperatorError> {
         if let Some((token, changes)) = self.handed.take() {
-            self.committed.commit(&token, changes);
+            self.committed.commit(&self.table, &token, changes);
         }
         Ok(())
     }
