@@ -23,7 +23,7 @@ use super::lines;
 use super::replay::Replay;
 use super::script::{EVENTS, Script};
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     pub k: Option<i64>,
     pub s: Option<String>,
@@ -261,10 +261,12 @@ impl Run {
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "-- events: k, s, v, t in ms; in batches of {:?}, over and over", self.lengths)?;
-        for Event { k, s, v, t } in &self.events {
+        for same in self.events.chunk_by(|a, b| a == b) {
+            let Event { k, s, v, t } = &same[0];
             let k = k.map_or("null".to_owned(), |k| k.to_string());
             let s = s.as_ref().map_or("null".to_owned(), |s| format!("'{s}'"));
-            writeln!(f, "{k:>4} {s:>4} {v:>3} {t:>5}")?;
+            let times = if same.len() == 1 { String::new() } else { format!(" ({} times)", same.len()) };
+            writeln!(f, "{k:>4} {s:>4} {v:>3} {t:>5}{times}")?;
         }
         writeln!(f, "-- lives; each write of a file takes {} ms", self.write_millis)?;
         for Life { parallelism, length, checkpoint_millis } in &self.lives {
