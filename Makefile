@@ -12,7 +12,7 @@ CLICKHOUSE_PORT ?= 8123
 API_PORT ?= 3000
 STATUS_PORT ?= 8080
 
-.PHONY: help setup build demo test chaos chaos-short bench-checkpoints bench-million lint clean
+.PHONY: help setup build demo test chaos chaos-short bench bench-short bench-checkpoints bench-million lint clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -38,11 +38,19 @@ chaos: build ## Kill and restart the influencer pipeline under load [CHAOS_KILLS
 chaos-short: build ## The same, with 5 kills: what make test runs
 	cargo test --release -p tickhouse-tests --test chaos -- --nocapture
 
-bench-checkpoints: ## What checkpoints cost: throughput with and without, bytes, time of a restart
-	cargo bench -p tickhouse --bench checkpoints
+bench: build ## Measure everything but the million, each figure beside what it is compared to; the report is target/bench/report.md
+	target/release/tickhouse bench all
 
-bench-million: build ## The main job at full size, real minutes; fails unless every minute was whole [MINUTES=5 INFLUENCERS=1000000]
-	scripts/bench-million --minutes $(or $(MINUTES),5) --influencers $(if $(filter command line environment,$(origin INFLUENCERS)),$(INFLUENCERS),1000000)
+bench-short: build ## The same with less work: a few minutes
+	target/release/tickhouse bench all --short
+
+bench-checkpoints: build ## What checkpoints cost: throughput with and without, time and bytes, a restart
+	target/release/tickhouse bench checkpoints
+
+bench-million: build ## The main job at full size, real minutes; fails unless every minute was whole [MINUTES=5 INFLUENCERS=1000000 FETCH_SPREAD=50]
+	target/release/tickhouse bench million --flame-graph --minutes $(or $(MINUTES),5) \
+		--influencers $(if $(filter command line environment,$(origin INFLUENCERS)),$(INFLUENCERS),1000000) \
+		$(if $(FETCH_SPREAD),--fetch-spread $(FETCH_SPREAD))
 
 lint: ## Only the formatter, clippy and the documentation
 	@scripts/test lint

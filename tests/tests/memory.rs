@@ -24,7 +24,7 @@ const STEP: Duration = Duration::from_millis(100);
 /// How much higher memory may be in the second half of the time than in the first: by a tenth, and by what one subtask stages for
 /// one checkpoint, since it is chance whether two subtasks have staged the most at once. Rows that pile up would take more within
 /// a second.
-const GROWTH_MIB: f64 = 64.0;
+const GROWTH_MIB: f64 = 32.0;
 
 /// Subtasks of each operator.
 const PARALLELISM: i64 = 2;
@@ -159,14 +159,15 @@ async fn assert_whole(stack: &Stack) {
     assert_eq!(wrong, 0, "texts that do not belong to their number");
 }
 
-/// Two subtasks hold two epochs each, of up to 32 MiB, beside some 80 MiB that the pipeline takes with nothing to do.
+/// Two subtasks hold two epochs each, of up to 32 MiB, beside some 80 MiB that the pipeline takes with nothing to do; the rest is
+/// what the allocator has not given back.
 #[tokio::test]
 async fn memory_stays_where_it_is_behind_a_slow_clickhouse() {
-    stays_where_it_is("exactly_once", 420.0).await;
+    stays_where_it_is("exactly_once", 350.0).await;
 }
 
 /// Nothing is staged: two subtasks hold two batches each.
 #[tokio::test]
 async fn memory_stays_where_it_is_when_nothing_is_staged() {
-    stays_where_it_is("at_least_once", 150.0).await;
+    stays_where_it_is("at_least_once", 120.0).await;
 }

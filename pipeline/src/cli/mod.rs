@@ -1,5 +1,6 @@
 //! The command line: arguments, logging, the live view, and one file per command.
 
+mod bench;
 mod check;
 mod clickhouse;
 mod explain;
@@ -63,6 +64,8 @@ pub enum Command {
     /// Look at saved state
     #[command(subcommand)]
     State(state::StateCommand),
+    /// Measure what it costs, and write a report
+    Bench(bench::BenchArgs),
     /// Start everything: ClickHouse, the stand-in for the upstream API, the registry and the influencer pipeline
     Up(up::UpArgs),
     /// The pipeline of `up`, in a process of its own
@@ -79,6 +82,7 @@ impl Command {
             Self::Run(args) => block_on(run::run(args)),
             Self::Clickhouse(command) => block_on(clickhouse::run(command)),
             Self::State(command) => block_on(state::run(command)),
+            Self::Bench(args) => block_on(bench::run(args)),
             Self::Up(args) => block_on(up::up(args)),
             Self::UpPipeline(args) => block_on(up::pipeline(args)),
         }

@@ -75,6 +75,11 @@ impl RunningService {
         &self.url
     }
 
+    /// The id of its process.
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Stops it cleanly.
     pub async fn stop(mut self) -> Outcome {
         drop(self.child.process.stdin.take());
@@ -100,6 +105,24 @@ impl Child {
         let process = process
             .map_err(|error| format!("cannot start {name} ({}): {error}; `make build` builds it", program.display()))?;
         Ok(Self { name, process })
+    }
+
+    /// The id of the process; None once it has ended.
+    pub fn id(&self) -> Option<u32> {
+        self.process.id()
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.process.try_wait(), Ok(None))
+    }
+
+    /// Asks it to stop cleanly and waits until it has; whether it did so well.
+    pub async fn stop(mut self) -> Result<bool, Failure> {
+        drop(self.process.stdin.take());
+        Ok(tokio::time::timeout(PATIENCE, self.process.wait())
+            .await
+            .is_ok_and(|status| status.is_ok_and(|s| s.success())))
     }
 
     /// Waits for its end. A signal asks it to stop cleanly, a second one kills it.

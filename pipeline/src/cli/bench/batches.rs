@@ -1,0 +1,97 @@
+//! A source that gives batches from memory, as fast as they are taken.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::datatypes::SchemaRef;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tickhouse::connectors::{Connector, OptionError, Options, SourceTable, TableDefinition};
+use tickhouse::plan::{NodePlan, StreamKind, StreamSchema};
+use tickhouse::runtime::{Body, OperatorError, Source, SourceContext, SourceEvent, Stage, Subtask};
+use tickhouse::state::{Restored, Snapshot};
+
+/// `connector = 'batches'`: batches with the visible columns of the table, the last of which is the event time.
+///
+/// Subtask i of n gives every n-th batch from the i-th on.
+pub struct Batches(pub Arc<[RecordBatch]>);
+
+impl Connector for Batches {
+    fn name(&self) -> &'static str {
+        "batches"
+    }
+
+    fn source(&self, table: &TableDefinition, _: &mut Options) -> Result<SourceTable, OptionError> {
+        let output = StreamSchema::new(table.columns.clone(), StreamKind::Append)
+            .map_err(|error| OptionError::table(error.to_string()))?;
+        Ok(SourceTable { stage: Arc::new(BatchesNode { batches: Arc::clone(&self.0), output }) })
+    }
+
+    fn sink(&self, _: &TableDefinition, _: &mut Options, _: &StreamSchema) -> Result<Arc<dyn Stage>, OptionError> {
+        Err(OptionError::table("`batches` is only read"))
+    }
+}
+
+#[derive(Debug)]
+struct BatchesNode {
+    batches: Arc<[RecordBatch]>,
+    output: StreamSchema,
+}
+
+impl NodePlan for BatchesNode {
+    fn kind(&self) -> &'static str {
+        "batches_source"
+    }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    fn output(&self) -> Option<&StreamSchema> {
+        Some(&self.output)
+    }
+}
+
+impl Stage for BatchesNode {
+    fn build(&self, subtask: &Subtask) -> Result<Body, OperatorError> {
+        Ok(Body::Source(Box::new(BatchesSource {
+            batches: Arc::clone(&self.batches),
+            schema: Arc::clone(self.output.schema()),
+            next: subtask.index,
+            step: subtask.parallelism,
+        })))
+    }
+}
+
+struct BatchesSource {
+    batches: Arc<[RecordBatch]>,
+    schema: SchemaRef,
+    next: usize,
+    step: usize,
+}
+
+impl BatchesSource {
+    fn give(&mut self) -> Result<SourceEvent, OperatorError> {
+        let Some(batch) = self.batches.get(self.next) else { return Ok(SourceEvent::End) };
+        self.next += self.step;
+        let mut columns = batch.columns().to_vec();
+        let times = columns.last().map(|last: &ArrayRef| last.slice(0, last.len()));
+        columns.extend(times);
+        Ok(SourceEvent::Batch(RecordBatch::try_new(Arc::clone(&self.schema), columns)?))
+    }
+}
+
+impl Source for BatchesSource {
+    fn next<'a>(&'a mut self, _: &'a SourceContext) -> BoxFuture<'a, Result<SourceEvent, OperatorError>> {
+        std::future::ready(self.give()).boxed()
+    }
+
+    fn restore(&mut self, _: &Restored) -> Result<(), OperatorError> {
+        Err(OperatorError::internal("a benchmark does not go on from a checkpoint"))
+    }
+
+    fn snapshot(&mut self, snapshot: &mut Snapshot<'_>) -> Result<(), OperatorError> {
+        snapshot.value("next", self.next);
+        Ok(())
+    }
+}

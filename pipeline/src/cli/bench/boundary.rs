@@ -1,0 +1,163 @@
+//! The boundary to UDF libraries: calls that return at once, and fetches against a bare HTTP client.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use arrow::array::{ArrayRef, Int64Array};
+use serde::{Deserialize, Serialize};
+use tickhouse::udf::{AsyncUdf, UdfCatalog};
+use tokio::process::Command;
+
+use super::machine::Usage;
+use super::report::{Figure, Section};
+use super::{Bench, median};
+use crate::cli::service::Service;
+use crate::cli::{Failure, Outcome};
+
+/// Requests at once, as of the fetch UDF.
+const AT_ONCE: u64 = 256;
+
+const RUNS: usize = 3;
+
+/// What a process that fetches is told, in its environment: `udf`, or `client`; and how many.
+const WAY: &str = "TICKHOUSE_BENCH_WAY";
+const FETCHES: &str = "TICKHOUSE_BENCH_FETCHES";
+const API: &str = "MOCKSTAGRAM_URL";
+
+/// What such a process prints.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Fetched {
+    seconds: f64,
+    cpu: f64,
+}
+
+/// Calls the UDF once per row, and takes all results.
+async fn call_all(instance: &mut AsyncUdf, args: &[ArrayRef]) -> Result<(), Failure> {
+    let rows = args.first().map_or(0, |column| column.len());
+    let (mut sent, mut finished) = (0, 0);
+    while finished < rows {
+        let some = std::future::poll_fn(|cx| {
+            while sent < rows {
+                match instance.poll_ready(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => break,
+                }
+                if let Err(error) = instance.send(sent as u64, args, sent) {
+                    return Poll::Ready(Err(error));
+                }
+                sent += 1;
+            }
+            instance.poll_drain(cx)
+        });
+        finished += some.await?.ids.len();
+    }
+    Ok(())
+}
+
+fn numbers(count: u64, of: impl Fn(u64) -> i64) -> ArrayRef {
+    Arc::new((0..count).map(|n| Some(of(n))).collect::<Int64Array>())
+}
+
+/// Seconds and seconds of CPU of calls that return at once.
+async fn at_once(catalog: &UdfCatalog, calls: u64) -> Result<Fetched, Failure> {
+    let Some(udf) = catalog.get("test_later") else {
+        return Err("the UDF test_later is not built: `make build`".into());
+    };
+    let mut instance = udf.start()?;
+    let args = [numbers(calls, |n| n as i64), numbers(calls, |_| 0)];
+    // On a task, where the runtime's threads are.
+    let calls = tokio::spawn(async move {
+        let (begun, before) = (Instant::now(), Usage::own().unwrap_or_default().cpu);
+        call_all(&mut instance, &args).await?;
+        let cpu = Usage::own().unwrap_or_default().cpu - before;
+        Ok::<_, Failure>(Fetched { seconds: begun.elapsed().as_secs_f64(), cpu })
+    });
+    calls.await?
+}
+
+/// Fetches, in a process that was started for it, and prints what it took.
+pub async fn fetches(udf: &Path) -> Outcome {
+    let variable = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set"));
+    let (way, url, count) = (variable(WAY)?, variable(API)?, variable(FETCHES)?.parse::<u64>()?);
+    let pk = |n: u64| (n % 1_000_000) as i64 + 1_000_000;
+    let (begun, before) = (Instant::now(), Usage::own().unwrap_or_default().cpu);
+    if way == "udf" {
+        let catalog = UdfCatalog::open(udf)?;
+        let Some(udf) = catalog.get("fetch_influencer") else {
+            return Err("the UDF fetch_influencer is not built".into());
+        };
+        let mut instance = udf.start()?;
+        call_all(&mut instance, &[numbers(count, pk)]).await?;
+    } else {
+        let client = reqwest::Client::new();
+        let tasks = (0..AT_ONCE).map(|first| {
+            let (client, url) = (client.clone(), url.clone());
+            async move {
+                for n in (first..count).step_by(AT_ONCE as usize) {
+                    let response = client.get(format!("{url}/api/v1/influencers/{}", pk(n))).send().await?;
+                    response.error_for_status()?.bytes().await?;
+                }
+                Ok::<_, reqwest::Error>(())
+            }
+        });
+        futures::future::try_join_all(tasks).await?;
+    }
+    let cpu = Usage::own().unwrap_or_default().cpu - before;
+    println!("{}", serde_json::to_string(&Fetched { seconds: begun.elapsed().as_secs_f64(), cpu })?);
+    Ok(())
+}
+
+/// Lets another process fetch.
+async fn fetched(bench: &Bench<'_>, way: &str, url: &str, count: u64) -> Result<Fetched, Failure> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["bench", "fetches"]).env(WAY, way).env(API, url).env(FETCHES, count.to_string());
+    command.env("TICKHOUSE_UDF", &bench.args.programs.udf).stdin(Stdio::null()).kill_on_drop(true);
+    let output = command.output().await?;
+    if !output.status.success() {
+        return Err(format!("the fetches failed: {}", String::from_utf8_lossy(&output.stderr).trim()).into());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// Runs the benchmark.
+pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
+    let mut section = Section::new("The boundary to UDFs");
+    let calls = bench.size(2_000_000, 500_000);
+    let catalog = UdfCatalog::open(&bench.args.programs.udf.join("testing"))?;
+    let mut took = Vec::new();
+    for _ in 0..RUNS {
+        took.push(at_once(&catalog, calls).await?);
+    }
+    let per_call = |of: fn(&Fetched) -> f64, count: u64, all: &[Fetched]| {
+        median(all.iter().map(of).collect()) * 1e6 / count as f64
+    };
+    let each = per_call(|took| took.seconds, calls, &took);
+    section.tell(Figure::new("a call that returns at once", each, "µs").at_most(3.0));
+    section.tell(Figure::new("CPU of a call that returns at once", per_call(|took| took.cpu, calls, &took), "µs"));
+
+    let folder = tempfile::tempdir()?;
+    let program = std::env::current_exe()?.with_file_name("mockstagram");
+    let api = Service::new("mockstagram", &program).args(["--until-stdin-closes", "--http", "127.0.0.1:0"]);
+    let api = api.start(folder.path()).await?;
+    let count = bench.size(400_000, 100_000);
+    let (mut udf, mut client) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        client.push(fetched(bench, "client", api.url(), count).await?);
+        udf.push(fetched(bench, "udf", api.url(), count).await?);
+    }
+    api.stop().await?;
+    let rate = |all: &[Fetched]| 1e6 / per_call(|took| took.seconds, count, all);
+    let figure = Figure::new("fetches through the boundary", rate(&udf), "fetches/s");
+    section.tell(figure.against("a bare reqwest client", rate(&client)).ratio_at_least(0.8));
+    let cpu = |all: &[Fetched]| per_call(|took| took.cpu, count, all);
+    section.tell(
+        Figure::new("CPU of a fetch through the boundary", cpu(&udf), "µs")
+            .against("a bare reqwest client", cpu(&client)),
+    );
+    section.note(format!("{AT_ONCE} requests at once, from one process, to the stand-in on the same machine; the client throws the body away, the UDF reads it."));
+    Ok(section)
+}

@@ -1,0 +1,371 @@
+//! The main job in real minutes: every influencer read exactly once in each, on this machine alone.
+//!
+//! ClickHouse, the stand-in for the API and the pipeline run as processes of their own, with checkpoints and exactly-once
+//! delivery. What the stand-in has counted, the timeline and the summary must agree.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use clickhouse::{Client, Row};
+use serde::{Deserialize, Serialize};
+use tickhouse::connectors::clickhouse::Endpoint;
+use tickhouse::migrate;
+use tokio::process::Command;
+
+use super::machine::Usage;
+use super::report::{Figure, Section};
+use super::{Bench, Programs, flame};
+use crate::cli::Failure;
+use crate::cli::progress::{grouped, say};
+use crate::cli::service::{Child, RunningService, Service};
+
+/// How the main job is run.
+#[derive(Debug, Clone, Args)]
+pub struct Settings {
+    /// million: influencers, each read once a minute
+    #[arg(long, default_value_t = 1_000_000)]
+    influencers: u64,
+    /// million: whole minutes
+    #[arg(long, default_value_t = 5)]
+    minutes: u64,
+    /// million: subtasks per operator
+    #[arg(long, default_value_t = 2)]
+    parallelism: usize,
+    /// million: time between checkpoints
+    #[arg(long, default_value = "10s")]
+    checkpoint_interval: String,
+    /// million: the calls of a minute are spread over so many seconds, kind to the API; as fast as allowed without
+    #[arg(long, value_name = "SECONDS")]
+    fetch_spread: Option<u64>,
+    /// million: a flame graph of the pipeline in the last minute (needs `perf`)
+    #[arg(long)]
+    flame_graph: bool,
+}
+
+/// What was found; the last line of standard output of `bench million`.
+#[derive(Debug, Clone, Serialize)]
+struct Outcome {
+    influencers: u64,
+    minutes: u64,
+    whole_minutes: usize,
+    whole: bool,
+    failed_fetches: u64,
+    fetches_per_second: f64,
+    served: u64,
+    stored: u64,
+    read_unequally_often: usize,
+    summary_disagrees: u64,
+    /// From the end of each minute to its last reading, in seconds.
+    seconds_to_last_reading: Vec<f64>,
+    /// Medians over the minutes of when half, and 99 of 100, of the readings were there.
+    seconds_to_half: f64,
+    seconds_to_99_percent: f64,
+    /// From the end of the last minute but one until all its rows could be read, in seconds.
+    seconds_to_last_row_visible: f64,
+    cpu_cores: PerProcess,
+    peak_memory_mib: PerProcess,
+    timeline_bytes_per_row: f64,
+    clean_stop: bool,
+    #[serde(skip)]
+    flame_graph: Result<bool, String>,
+}
+
+/// A figure of each of the three processes.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+struct PerProcess {
+    pipeline: f64,
+    stand_in: f64,
+    clickhouse: f64,
+}
+
+/// One minute of the timeline.
+#[derive(Debug, Clone, Row, Deserialize)]
+struct Minute {
+    readings: u64,
+    influencers: u64,
+    last: f64,
+    half: f64,
+    most: f64,
+}
+
+/// The processes of a run.
+struct Scene {
+    clickhouse: RunningService,
+    stand_in: RunningService,
+    client: Client,
+    folder: PathBuf,
+}
+
+impl Scene {
+    async fn start(settings: &Settings, programs: &Programs, folder: &Path) -> Result<Self, Failure> {
+        let program = std::env::current_exe()?;
+        let data = folder.join("clickhouse").display().to_string();
+        let serve = ["clickhouse", "serve", "--until-stdin-closes", "--http", "127.0.0.1:0", "--path", &data];
+        let clickhouse = Service::new("clickhouse", &program).args(serve).start(folder).await?;
+        let known = settings.influencers.max(1_000_000).to_string();
+        let stand_in = Service::new("mockstagram", &program.with_file_name("mockstagram"))
+            .args(["--until-stdin-closes", "--http", "127.0.0.1:0", "--influencers", &known])
+            .start(folder)
+            .await?;
+        let endpoint = Endpoint::parse(clickhouse.url())?;
+        migrate::run(&endpoint, &migrate::Options::default()).await?;
+        let scene = Self {
+            client: endpoint.client().with_database("tickhouse"),
+            clickhouse,
+            stand_in,
+            folder: folder.to_owned(),
+        };
+        say(format!("filling the registry with {} influencers", grouped(settings.influencers)));
+        let mut bootstrap = scene.command(&programs.sql.join("bootstrap.sql"), settings, programs, "bootstrap.log")?;
+        bootstrap.args(["--log", "warn"]);
+        let status = bootstrap.kill_on_drop(true).status().await?;
+        if !status.success() {
+            return Err(format!("the registry was not filled: see {}", folder.join("bootstrap.log").display()).into());
+        }
+        Ok(scene)
+    }
+
+    fn command(&self, file: &Path, settings: &Settings, programs: &Programs, log: &str) -> Result<Command, Failure> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("run").arg(file).arg("--udf").arg(&programs.udf);
+        command.env("CLICKHOUSE_URL", self.clickhouse.url()).env("MOCKSTAGRAM_URL", self.stand_in.url());
+        command.env("INFLUENCERS", settings.influencers.to_string()).env("FETCH_WINDOW_MS", "60000");
+        if let Some(seconds) = settings.fetch_spread {
+            let per_second = settings.influencers.div_ceil(seconds.max(1));
+            command.env("FETCH_MAX_RPS", per_second.to_string());
+        }
+        command.stderr(std::fs::File::create(self.folder.join(log))?);
+        Ok(command)
+    }
+
+    fn pipeline(&self, settings: &Settings, programs: &Programs) -> Result<Child, Failure> {
+        let mut command = self.command(&programs.sql.join("pipeline.sql"), settings, programs, "pipeline.log")?;
+        command.args(["--until-stdin-closes", "--parallelism", &settings.parallelism.to_string()]);
+        command
+            .args(["--checkpoint-interval", &settings.checkpoint_interval, "--state-dir"])
+            .arg(self.folder.join("state"));
+        Child::spawn("the pipeline", command)
+    }
+
+    /// CPU seconds of each process so far, and its peak of memory in MiB.
+    fn usage(&self, pipeline: &Child) -> (PerProcess, PerProcess) {
+        let of = |id: Option<u32>| id.and_then(Usage::of).unwrap_or_default();
+        let (p, s, c) = (of(pipeline.id()), of(self.stand_in.id()), of(self.clickhouse.id()));
+        let mib = |usage: Usage| usage.peak as f64 / f64::from(1 << 20);
+        let cpu = PerProcess { pipeline: p.cpu, stand_in: s.cpu, clickhouse: c.cpu };
+        (cpu, PerProcess { pipeline: mib(p), stand_in: mib(s), clickhouse: mib(c) })
+    }
+
+    async fn stop(self) -> crate::cli::Outcome {
+        self.stand_in.stop().await?;
+        self.clickhouse.stop().await
+    }
+}
+
+fn seconds_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
+
+async fn sleep_until(moment: f64) {
+    tokio::time::sleep(Duration::from_secs_f64((moment - seconds_now()).max(0.0))).await;
+}
+
+/// Runs the job for its minutes; `flame` is the folder and file of a flame graph.
+async fn minutes(settings: &Settings, programs: &Programs, flame: Option<(&Path, &str)>) -> Result<Outcome, Failure> {
+    let folder = tempfile::Builder::new().prefix("tickhouse-bench-").tempdir()?;
+    let scene = Scene::start(settings, programs, folder.path()).await?;
+    let mut pipeline = scene.pipeline(settings, programs)?;
+    // The pipeline starts early in a minute, so that the first minute it ends has all of its beats.
+    let begin = ((seconds_now() / 60.0).floor() + 1.0) * 60.0;
+    let end = begin + 60.0 * settings.minutes as f64;
+    say(format!(
+        "{} whole minutes from {}",
+        settings.minutes,
+        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs_f64(begin))
+    ));
+    sleep_until(begin).await;
+    let (before, _) = scene.usage(&pipeline);
+    let mut drawn: Result<bool, String> = Ok(false);
+    let mut visible = f64::NAN;
+    let mut second = 0_u64;
+    while seconds_now() < end - 0.5 {
+        if pipeline.has_ended() {
+            let log = std::fs::read_to_string(scene.folder.join("pipeline.log")).unwrap_or_default();
+            return Err(format!("the pipeline has ended:\n{log}").into());
+        }
+        let in_last_minute = seconds_now() - (end - 60.0);
+        if let (Some((folder, file)), Ok(false), true) = (flame, &drawn, in_last_minute > 5.0) {
+            drawn = flame::draw(pipeline.id(), Duration::from_secs(15), folder, file)
+                .await
+                .map(|()| true)
+                .map_err(|e| e.to_string());
+        }
+        // The rows of the last minute that can be read: looked for once a second from its end on.
+        if visible.is_nan() && in_last_minute > 0.0 {
+            let sql = "SELECT count() FROM follower_timeline WHERE minute = toDateTime(?)";
+            let there: u64 = scene.client.query(sql).bind((end - 60.0) as u32).fetch_one().await?;
+            if there == settings.influencers {
+                visible = seconds_now() - (end - 60.0);
+            }
+        }
+        if second.is_multiple_of(20) {
+            let rows: u64 = scene.client.query("SELECT count() FROM follower_timeline").fetch_one().await?;
+            say(format!("{:>4.0} s: {} readings", seconds_now() - begin, grouped(rows)));
+        }
+        second += 1;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let (after, peaks) = scene.usage(&pipeline);
+    let clean_stop = pipeline.stop().await?;
+    let mut found = look(settings, &scene, begin, end).await?;
+    let cores = |of: fn(PerProcess) -> f64| (of(after) - of(before)) / (end - begin);
+    found.cpu_cores = PerProcess {
+        pipeline: cores(|p| p.pipeline),
+        stand_in: cores(|p| p.stand_in),
+        clickhouse: cores(|p| p.clickhouse),
+    };
+    found.peak_memory_mib = peaks;
+    found.clean_stop = clean_stop;
+    found.seconds_to_last_row_visible = visible;
+    found.flame_graph = drawn;
+    found.whole = found.whole_minutes as u64 == settings.minutes
+        && found.served == found.stored
+        && found.read_unequally_often == 0
+        && found.summary_disagrees == 0
+        && found.failed_fetches == 0
+        && clean_stop;
+    scene.stop().await?;
+    Ok(found)
+}
+
+/// What is in ClickHouse after the minutes from `begin` to `end`, and what the stand-in has counted.
+async fn look(settings: &Settings, scene: &Scene, begin: f64, end: f64) -> Result<Outcome, Failure> {
+    // The minutes that began and ended while it was measured: the reading of a minute is made in the one after it.
+    let sql = "SELECT count() AS readings, uniqExact(pk) AS influencers, \
+               toFloat64(max(fetched_at) - minute) AS last, toFloat64(quantile(0.5)(fetched_at - minute)) AS half, \
+               toFloat64(quantile(0.99)(fetched_at - minute)) AS most \
+               FROM follower_timeline WHERE minute >= toDateTime(?) AND minute < toDateTime(?) GROUP BY minute ORDER BY minute";
+    let minutes: Vec<Minute> = scene.client.query(sql).bind(begin as u32).bind(end as u32).fetch_all().await?;
+    let whole = minutes.iter().filter(|m| m.readings == settings.influencers && m.influencers == settings.influencers);
+    let failed: u64 = scene.client.query("SELECT count() FROM fetch_dead_letters").fetch_one().await?;
+    let agreed = "SELECT toUInt64(sum(t.n)), countIf(t.n != s.readings_count OR t.total != s.total_follower_sum) FROM \
+                  (SELECT pk, count() AS n, sum(follower_count) AS total FROM follower_timeline GROUP BY pk) AS t \
+                  FULL JOIN influencers AS s ON s.pk = t.pk";
+    let (stored, disagree): (u64, u64) = scene.client.query(agreed).fetch_one().await?;
+    let disk = "SELECT sum(bytes_on_disk) / greatest(sum(rows), 1) FROM system.parts WHERE active AND table = 'follower_timeline'";
+    let bytes_per_row: f64 = scene.client.query(disk).fetch_one().await?;
+
+    let counted =
+        reqwest::get(format!("{}/admin/requests/all", scene.stand_in.url())).await?.error_for_status()?.text().await?;
+    let counts = counted.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
+    let (mut served, mut different) = (0, HashSet::new());
+    for count in counts {
+        served += count;
+        different.insert(count);
+    }
+    let middle = |of: fn(&Minute) -> f64| super::median(minutes.iter().map(of).collect());
+    let readings: u64 = minutes.iter().map(|minute| minute.readings).sum();
+    Ok(Outcome {
+        influencers: settings.influencers,
+        minutes: settings.minutes,
+        whole_minutes: whole.count(),
+        whole: false,
+        failed_fetches: failed,
+        fetches_per_second: readings as f64 / (end - begin),
+        served,
+        stored,
+        read_unequally_often: different.len().saturating_sub(1),
+        summary_disagrees: disagree,
+        seconds_to_last_reading: minutes.iter().map(|minute| minute.last).collect(),
+        seconds_to_half: middle(|minute| minute.half),
+        seconds_to_99_percent: middle(|minute| minute.most),
+        seconds_to_last_row_visible: f64::NAN,
+        cpu_cores: PerProcess::default(),
+        peak_memory_mib: PerProcess::default(),
+        timeline_bytes_per_row: bytes_per_row,
+        clean_stop: false,
+        flame_graph: Ok(false),
+    })
+}
+
+impl Outcome {
+    fn micros_per_fetch(&self, cores: f64) -> f64 {
+        cores * 1e6 / self.fetches_per_second
+    }
+}
+
+/// Runs the benchmark: the figures of one size, and one line of JSON on standard output.
+pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
+    let settings = &bench.args.million;
+    let flame = settings.flame_graph.then_some((bench.args.out.as_path(), "million.svg"));
+    let found = minutes(settings, &bench.args.programs, flame).await?;
+    println!("{}", serde_json::to_string(&found)?);
+    if !found.whole {
+        return Err("not every minute was whole: see the line above".into());
+    }
+    let mut section = Section::new(format!("{} influencers a minute", grouped(settings.influencers)));
+    let worst = found.seconds_to_last_reading.iter().copied().fold(0.0, f64::max);
+    section.tell(
+        Figure::new("whole minutes", found.whole_minutes as f64, "")
+            .against("minutes", found.minutes as f64)
+            .ratio_at_least(1.0),
+    );
+    section.tell(Figure::new("fetches", found.fetches_per_second, "per second, sustained"));
+    section.tell(Figure::new("from the minute's end to its last reading, the worst minute", worst, "s").at_most(60.0));
+    section.tell(Figure::new("from the minute's end to half of the readings", found.seconds_to_half, "s"));
+    section.tell(Figure::new("from the minute's end to 99% of the readings", found.seconds_to_99_percent, "s"));
+    section.tell(Figure::new(
+        "from the last minute's end to its last row visible",
+        found.seconds_to_last_row_visible,
+        "s",
+    ));
+    for (name, cores) in [
+        ("pipeline", found.cpu_cores.pipeline),
+        ("stand-in", found.cpu_cores.stand_in),
+        ("ClickHouse", found.cpu_cores.clickhouse),
+    ] {
+        section.tell(Figure::new(format!("CPU of the {name}"), cores, "cores"));
+        section.tell(Figure::new(format!("CPU of the {name} per fetch"), found.micros_per_fetch(cores), "µs"));
+    }
+    section.tell(Figure::new("peak memory of the pipeline", found.peak_memory_mib.pipeline, "MiB").at_most(600.0));
+    section.tell(Figure::new("peak memory of ClickHouse", found.peak_memory_mib.clickhouse, "MiB"));
+    section.tell(Figure::new("timeline on disk", found.timeline_bytes_per_row, "bytes per row"));
+    let day = found.timeline_bytes_per_row * found.influencers as f64 * 1_440.0 / 1e9;
+    section.tell(Figure::new("timeline on disk", day, "GB per day"));
+    match found.flame_graph {
+        Ok(true) => section.chart("million.svg"),
+        Ok(false) => {}
+        Err(reason) => section.note(format!("No flame graph: {reason}.")),
+    }
+    Ok(section)
+}
+
+/// Runs the job at three sizes: what an influencer costs may not rise.
+pub async fn growth(bench: &Bench<'_>) -> Result<Section, Failure> {
+    let mut section = Section::new("Growth");
+    let sizes: &[u64] = if bench.args.short { &[10_000, 100_000] } else { &[10_000, 100_000, 1_000_000] };
+    let mut before: Option<(u64, f64)> = None;
+    for influencers in sizes.iter().copied() {
+        let settings =
+            Settings { influencers, minutes: if bench.args.short { 1 } else { 2 }, ..bench.args.million.clone() };
+        let found = minutes(&settings, &bench.args.programs, None).await?;
+        if !found.whole {
+            return Err(format!("not every minute was whole: {}", serde_json::to_string(&found)?).into());
+        }
+        let name = |what: &str| format!("{} influencers: {what}", grouped(influencers));
+        let cost = found.micros_per_fetch(found.cpu_cores.pipeline);
+        let mut figure = Figure::new(name("CPU of the pipeline per fetch"), cost, "µs");
+        if let Some((fewer, their_cost)) = before {
+            figure = figure.against(format!("{} influencers", grouped(fewer)), their_cost).ratio_at_most(1.0);
+        }
+        section.tell(figure);
+        let memory = found.peak_memory_mib.pipeline;
+        section.tell(Figure::new(name("peak memory of the pipeline"), memory, "MiB"));
+        section.tell(Figure::new(name("peak memory per influencer"), memory * 1_024.0 / influencers as f64, "KiB"));
+        before = Some((influencers, cost));
+    }
+    section.note("Memory at the smallest size is what the process takes with nothing to do.");
+    Ok(section)
+}

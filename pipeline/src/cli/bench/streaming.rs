@@ -1,0 +1,197 @@
+//! The cost of streaming: the same SQL over the same batches, streaming with checkpoints and in DataFusion's batch engine.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray};
+use datafusion::datasource::MemTable;
+use datafusion::prelude::{SessionConfig, SessionContext};
+use futures::StreamExt;
+use tickhouse::connectors;
+use tickhouse::run::{RunOptions, start};
+use tickhouse::sql::{Functions, Planner};
+use tickhouse::state::StartFrom;
+
+use super::batches::Batches;
+use super::report::{Figure, Section};
+use super::{Bench, median};
+use crate::cli::Failure;
+
+const BATCH_ROWS: u64 = 8_192;
+
+/// How often each side of a comparison is run, in turns; the middle one counts.
+const RUNS: usize = 3;
+
+/// One comparison.
+struct Case {
+    name: &'static str,
+    pipeline: &'static str,
+    batch: &'static str,
+    rows: u64,
+    keys: u64,
+    has_text: bool,
+    /// The least ratio to the batch engine that is aimed at.
+    aim: f64,
+}
+
+fn cases(bench: &Bench<'_>) -> Vec<Case> {
+    let case =
+        |name, pipeline, batch, rows, keys| Case { name, pipeline, batch, rows, keys, has_text: false, aim: 0.7 };
+    vec![
+        Case {
+            aim: 0.9,
+            ..case(
+                "projection and filter",
+                "SELECT k, v * 2 + 1 AS w FROM events WHERE v % 3 <> 0",
+                "SELECT k, v * 2 + 1 AS w FROM events WHERE v % 3 <> 0",
+                bench.size(20_000_000, 4_000_000),
+                10_000,
+            )
+        },
+        Case {
+            aim: 0.9,
+            has_text: true,
+            ..case(
+                "JSON decoding",
+                "SELECT json_get_int(body, 'followers') AS f, json_get_str(body, 'name') AS n FROM events",
+                "SELECT json_get_int(body, 'followers') AS f, json_get_str(body, 'name') AS n FROM events",
+                bench.size(4_000_000, 1_000_000),
+                10_000,
+            )
+        },
+        case(
+            "tumble, count and sum by 10,000 keys",
+            "SELECT k, w.start, n, total FROM (SELECT k, tumble(interval '10 second') AS w, count(*) AS n, sum(v) AS total \
+             FROM events GROUP BY k, w)",
+            "SELECT k, date_bin(interval '10 second', t, to_timestamp(0)) AS start, count(*), sum(v) FROM events GROUP BY k, start",
+            bench.size(20_000_000, 4_000_000),
+            10_000,
+        ),
+        case(
+            "tumble, count and sum by 1,000,000 keys",
+            "SELECT k, w.start, n, total FROM (SELECT k, tumble(interval '10 second') AS w, count(*) AS n, sum(v) AS total \
+             FROM events GROUP BY k, w)",
+            "SELECT k, date_bin(interval '10 second', t, to_timestamp(0)) AS start, count(*), sum(v) FROM events GROUP BY k, start",
+            bench.size(20_000_000, 4_000_000),
+            1_000_000,
+        ),
+        case(
+            "updating sum and count by 1,000,000 keys",
+            "SELECT k, sum(v), count(*) FROM events GROUP BY k",
+            "SELECT k, sum(v), count(*) FROM events GROUP BY k",
+            bench.size(20_000_000, 4_000_000),
+            1_000_000,
+        ),
+    ]
+}
+
+/// Rows with keys in no order, over 30 seconds of event time.
+fn events(case: &Case) -> Result<Vec<RecordBatch>, Failure> {
+    let mut batches = Vec::new();
+    let step = 30_000_000_000 / case.rows.max(1);
+    for from in (0..case.rows).step_by(BATCH_ROWS as usize) {
+        let numbers = from..(from + BATCH_ROWS).min(case.rows);
+        // Multiplied by an odd number, the numbers go through all keys in no order.
+        let key = |n: u64| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) % case.keys;
+        let text =
+            |n: u64| format!(r#"{{"name":"influencer {n}","followers":{},"posts":[1,2,3],"verified":true}}"#, n * 7);
+        let body: StringArray = match case.has_text {
+            true => numbers.clone().map(|n| Some(text(n))).collect(),
+            false => numbers.clone().map(|_| None::<&str>).collect(),
+        };
+        let columns: [(&str, ArrayRef); 4] = [
+            ("k", Arc::new(numbers.clone().map(|n| Some(key(n) as i64)).collect::<Int64Array>())),
+            ("v", Arc::new(numbers.clone().map(|n| Some((n % 1_000) as i64)).collect::<Int64Array>())),
+            ("body", Arc::new(body)),
+            ("t", Arc::new(numbers.map(|n| Some((n * step) as i64)).collect::<TimestampNanosecondArray>())),
+        ];
+        batches.push(RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true)))?);
+    }
+    Ok(batches)
+}
+
+/// Seconds that the pipeline takes for all rows, with a checkpoint each second.
+async fn streaming(case: &Case, batches: &[RecordBatch], parallelism: usize) -> Result<f64, Failure> {
+    let folder = tempfile::tempdir()?;
+    let text = format!(
+        "CREATE TABLE events (k BIGINT, v BIGINT, body TEXT, t TIMESTAMP NOT NULL, WATERMARK FOR t) WITH (connector = 'batches');
+         CREATE TABLE out WITH (connector = 'blackhole');
+         INSERT INTO out {};",
+        case.pipeline
+    );
+    let mut all = connectors::all(&connectors::Settings { wait: Duration::from_secs(10) });
+    all.push(Box::new(Batches(batches.into())));
+    let pipeline = Planner::new(all, Functions::default()).plan("bench.sql", &text, &|_| None)?;
+    let options = RunOptions {
+        name: "bench".to_owned(),
+        state_dir: Some(folder.path().join("state").display().to_string()),
+        from: StartFrom::Newest,
+        parallelism,
+        checkpoint_interval: Duration::from_secs(1),
+    };
+    let begun = Instant::now();
+    start(&pipeline, &options).await?.running.wait().await?;
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// Seconds that the batch engine takes for all rows; the result is thrown away as it comes.
+async fn batch(case: &Case, batches: &[RecordBatch], parallelism: usize) -> Result<f64, Failure> {
+    let mut partitions = vec![Vec::new(); parallelism];
+    for (at, batch) in batches.iter().enumerate() {
+        if let Some(partition) = partitions.get_mut(at % parallelism) {
+            partition.push(batch.clone());
+        }
+    }
+    let Some(first) = batches.first() else { return Err("there are no batches".into()) };
+    let mut context = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(parallelism));
+    datafusion_functions_json::register_all(&mut context)?;
+    context.register_table("events", Arc::new(MemTable::try_new(first.schema(), partitions)?))?;
+    let begun = Instant::now();
+    let streams = context.sql(case.batch).await?.execute_stream_partitioned().await?;
+    let tasks: Vec<_> = streams
+        .into_iter()
+        .map(|mut stream| {
+            tokio::spawn(async move {
+                while let Some(batch) = stream.next().await {
+                    batch?;
+                }
+                Ok::<_, datafusion::error::DataFusionError>(())
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await??;
+    }
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// Runs the benchmark.
+pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
+    let mut section = Section::new("The cost of streaming");
+    for case in cases(bench) {
+        let batches = events(&case)?;
+        let mut rates = Vec::new();
+        for parallelism in [1, 2] {
+            let (mut stream, mut whole) = (Vec::new(), Vec::new());
+            for _ in 0..RUNS {
+                stream.push(streaming(&case, &batches, parallelism).await?);
+                whole.push(batch(&case, &batches, parallelism).await?);
+            }
+            let rate = |seconds: Vec<f64>| case.rows as f64 / median(seconds) / 1e6;
+            let (stream, whole) = (rate(stream), rate(whole));
+            rates.push(stream);
+            let name = format!("{}, parallelism {parallelism}", case.name);
+            let figure = Figure::new(name, stream, "million rows/s").against("DataFusion's batch engine", whole);
+            section.tell(figure.ratio_at_least(case.aim));
+        }
+        if let [one, two] = rates.as_slice() {
+            let name = format!("{}, from 1 subtask to 2", case.name);
+            section.tell(Figure::new(name, *two, "million rows/s").against("1 subtask", *one));
+        }
+    }
+    section.note(format!(
+        "Streaming takes a checkpoint each second into a folder. Medians of {RUNS} runs, in turns. The batch engine sees all rows \
+         before it answers, and its result is the last row of each key; the updating query tells changes as well."
+    ));
+    Ok(section)
+}
