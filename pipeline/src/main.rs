@@ -8,7 +8,7 @@ use clap::Parser;
 
 /// Gives freed memory back: the C library keeps what was staged for a checkpoint, up to as much again as is in use.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();

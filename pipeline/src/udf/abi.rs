@@ -44,7 +44,11 @@ pub(super) struct FfiArrays {
 impl FfiArrays {
     /// Hands columns over; whoever gets the result frees them.
     pub(super) fn export(columns: impl ExactSizeIterator<Item = FfiColumn>) -> Self {
-        let capacity = columns.len();
+        Self::export_some(columns.len(), columns)
+    }
+
+    /// The same with no more than `capacity` columns.
+    pub(super) fn export_some(capacity: usize, columns: impl Iterator<Item = FfiColumn>) -> Self {
         let array = Self::layout(capacity).map_or(std::ptr::dangling_mut(), |layout| {
             // SAFETY: the layout is not of size zero.
             let array = unsafe { System.alloc(layout) }.cast::<FfiColumn>();

@@ -144,12 +144,12 @@ impl AsyncUdf {
         let columns = if args.is_empty() {
             FfiArrays::export(ring.take().map(row::export_ring).into_iter())
         } else {
+            // Checked above: there is a column for each argument.
             let columns = args.iter().zip(&spec.args);
-            let mut exported = Vec::with_capacity(args.len());
-            for (column, arg) in columns {
-                exported.extend(row::export(column, &arg.data_type, row, ring.take()));
-            }
-            FfiArrays::export(exported.into_iter())
+            FfiArrays::export_some(
+                args.len(),
+                columns.filter_map(|(column, arg)| row::export(column, &arg.data_type, row, ring.take())),
+            )
         };
         self.bell.feeder().push(&self.bell, slot, columns);
         Ok(())

@@ -199,7 +199,9 @@ async fn fetch(upstream: &Upstream, pk: i64, attempts: &mut u32) -> Result<(Stat
 
 /// One request and its whole response.
 async fn attempt(upstream: &Upstream, pk: i64) -> Result<(StatusCode, Reading), Failure> {
-    let url = format!("{}/api/v1/influencers/{pk}", upstream.settings.base);
+    // The base was parsed once: host names take long.
+    let mut url = upstream.settings.base.clone();
+    url.set_path(&format!("{}{pk}", upstream.settings.base.path()));
     let connection = |e: reqwest::Error| Failure::new(Kind::Connection, None, chain(&e));
     let mut response = upstream.client.get(url).send().await.map_err(connection)?;
     let status = response.status();
@@ -302,8 +304,8 @@ impl Upstream {
 /// The environment, see the crate's documentation.
 #[derive(Debug)]
 struct Settings {
-    /// Without a slash at its end.
-    base: String,
+    /// Of the influencers, with a slash at its end.
+    base: Url,
     attempt_timeout: Duration,
     retries: u32,
     backoff: Duration,
@@ -319,14 +321,15 @@ impl Settings {
     fn from_environment(get: impl Fn(&str) -> Option<String>) -> Result<Settings, String> {
         let base = get("MOCKSTAGRAM_URL")
             .ok_or("MOCKSTAGRAM_URL is not set; set it to the base of the API, such as http://127.0.0.1:3000")?;
-        match Url::parse(&base) {
-            Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {}
+        let influencers = format!("{}/api/v1/influencers/", base.trim_end_matches('/'));
+        let base = match Url::parse(&influencers) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => url,
             _ => return Err(format!("MOCKSTAGRAM_URL is not an http or https URL: {base:?}")),
-        }
+        };
         let millis = |name, default, low, high| number(&get, name, default, low, high).map(Duration::from_millis);
         let rate: f64 = number(&get, "FETCH_MAX_RPS", f64::INFINITY, 0.001, f64::INFINITY)?;
         Ok(Settings {
-            base: base.trim_end_matches('/').to_owned(),
+            base,
             attempt_timeout: millis("FETCH_ATTEMPT_TIMEOUT_MS", 5_000, 1, 60_000)?,
             retries: number(&get, "FETCH_RETRIES", 3, 0, 10)?,
             backoff: millis("FETCH_BACKOFF_MS", 100, 0, 60_000)?,

@@ -83,7 +83,8 @@ impl BatchesSource {
 
 impl Source for BatchesSource {
     fn next<'a>(&'a mut self, _: &'a SourceContext) -> BoxFuture<'a, Result<SourceEvent, OperatorError>> {
-        std::future::ready(self.give()).boxed()
+        // Only when it is polled: a barrier may come first, and the future is dropped.
+        async move { self.give() }.boxed()
     }
 
     fn restore(&mut self, _: &Restored) -> Result<(), OperatorError> {

@@ -64,10 +64,14 @@ impl Target {
     }
 
     /// Seconds, once all rows are seen to be there.
-    async fn measured(&self, begun: Instant, rows: i64) -> Result<f64, Failure> {
+    async fn measured(&self, way: &str, begun: Instant, rows: i64) -> Result<f64, Failure> {
         let took = begun.elapsed().as_secs_f64();
         let there: u64 = self.client.query("SELECT count() FROM readings").fetch_one().await?;
-        if there == rows as u64 { Ok(took) } else { Err(format!("{there} rows of {rows} are in the table").into()) }
+        if there == rows as u64 {
+            Ok(took)
+        } else {
+            Err(format!("{way}: {there} rows of {rows} are in the table").into())
+        }
     }
 
     async fn pipeline(&self, batches: &[RecordBatch], rows: i64, parallelism: usize) -> Result<f64, Failure> {
@@ -76,7 +80,7 @@ impl Target {
         let text = format!(
             "CREATE TABLE events (pk BIGINT NOT NULL, minute TIMESTAMP NOT NULL, followers BIGINT NOT NULL, \
                                   following BIGINT NOT NULL, fetched_at TIMESTAMP NOT NULL) WITH (connector = 'batches');
-             CREATE TABLE readings WITH (connector = 'clickhouse', url = '{}');
+             CREATE TABLE readings WITH (connector = 'clickhouse', url = '{}', database = 'default');
              INSERT INTO readings SELECT pk, minute, followers, following, fetched_at FROM events;",
             self.url
         );
@@ -92,7 +96,7 @@ impl Target {
         };
         let begun = Instant::now();
         start(&pipeline, &options).await?.running.wait().await?;
-        self.measured(begun, rows).await
+        self.measured("the sink", begun, rows).await
     }
 
     /// One insert after the other, by two tasks.
@@ -119,7 +123,7 @@ impl Target {
         };
         let (first, second) = tokio::join!(write(halves.0), write(halves.1));
         first.and(second)?;
-        self.measured(begun, rows).await
+        self.measured("the plain client", begun, rows).await
     }
 
     /// The rows that are in the table, into another one of its kind.
@@ -128,7 +132,7 @@ impl Target {
         self.client.query("CREATE TABLE copied AS readings").execute().await?;
         let begun = Instant::now();
         self.client.query("INSERT INTO copied SELECT * FROM readings").execute().await?;
-        self.measured(begun, rows).await
+        self.measured("INSERT SELECT", begun, rows).await
     }
 }
 
@@ -140,7 +144,7 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
     let program = std::env::current_exe()?;
     let serve = ["clickhouse", "serve", "--until-stdin-closes", "--http", "127.0.0.1:0", "--path", &data];
     let clickhouse = Service::new("clickhouse", &program).args(serve).start(folder.path()).await?;
-    let client = Endpoint::parse(clickhouse.url())?.client();
+    let client = Endpoint::parse(clickhouse.url())?.with_database("default").client();
     let target = Target { client, url: clickhouse.url().to_owned() };
     let batches = readings(rows)?;
     let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
