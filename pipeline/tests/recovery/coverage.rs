@@ -16,7 +16,7 @@ use super::steps::{Step, choices};
 /// The operators that there are: the files of `src/operators` that have a node.
 fn operators() -> Vec<String> {
     let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/operators")).unwrap();
-    let files = folder.map(|file| file.unwrap().path());
+    let files = folder.map(|file| file.unwrap().path()).filter(|path| path.is_file());
     let operators = files.filter(|path| std::fs::read_to_string(path).unwrap().contains("impl NodePlan for"));
     operators.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect()
 }
