@@ -20,13 +20,14 @@ const RUNS: usize = 3;
 /// Checkpoints that are looked at once those of the first rows are over.
 const LOOKED_AT: usize = 6;
 
-/// A sum and a count per key of `impulse`'s rows; `key` is an expression of `counter`.
+/// A sum and a count per key of `impulse`'s rows; `key` is an expression of `counter`, which is unsigned: arithmetic with a signed
+/// number would go through decimals.
 fn aggregate(folder: &Path, impulse: &str, key: &str) -> Result<Pipeline, Failure> {
     let file = folder.join("aggregate.sql");
     let text = format!(
         "CREATE TABLE numbers WITH (connector = 'impulse', {impulse});
          CREATE TABLE out WITH (connector = 'blackhole');
-         INSERT INTO out SELECT {key} AS k, count(*), sum(counter) FROM numbers GROUP BY 1;"
+         INSERT INTO out SELECT {key} AS k, count(*), sum(CAST(counter AS BIGINT)) FROM numbers GROUP BY 1;"
     );
     std::fs::write(&file, text)?;
     Ok(plan(&file, &PlanOptions::default())?)
@@ -46,7 +47,8 @@ async fn begin(pipeline: &Pipeline, parallelism: usize, state: Option<&Path>) ->
 /// Million rows per second.
 async fn throughput(rows: u64, parallelism: usize, saved: bool) -> Result<f64, Failure> {
     let folder = tempfile::tempdir()?;
-    let pipeline = aggregate(folder.path(), &format!("message_count = '{rows}'"), &format!("counter % {KEYS}"))?;
+    let pipeline =
+        aggregate(folder.path(), &format!("message_count = '{rows}'"), &format!("CAST(counter AS BIGINT) % {KEYS}"))?;
     let state = folder.path().join("state");
     let begun = Instant::now();
     let started = begin(&pipeline, parallelism, saved.then_some(state.as_path())).await?;
@@ -86,7 +88,8 @@ fn arrived(metrics: &Metrics) -> u64 {
 async fn by_change(keys: u64, share: f64) -> Result<(Taken, Taken), Failure> {
     let folder = tempfile::tempdir()?;
     let few = ((keys as f64 * share) as u64).max(1);
-    let key = format!("CASE WHEN counter < {keys} THEN counter ELSE counter % {few} END");
+    let key =
+        format!("CASE WHEN counter < {keys} THEN CAST(counter AS BIGINT) ELSE CAST(counter AS BIGINT) % {few} END");
     // Every key that changes does so within a second.
     let rate = keys.max(100_000);
     let pipeline = aggregate(folder.path(), &format!("event_rate = '{rate}'"), &key)?;
@@ -107,7 +110,7 @@ async fn by_change(keys: u64, share: f64) -> Result<(Taken, Taken), Failure> {
 async fn restart() -> Result<(f64, u64), Failure> {
     let folder = tempfile::tempdir()?;
     let state = folder.path().join("state");
-    let pipeline = || aggregate(folder.path(), "event_rate = '2000000'", &format!("counter % {KEYS}"));
+    let pipeline = || aggregate(folder.path(), "event_rate = '2000000'", &format!("CAST(counter AS BIGINT) % {KEYS}"));
     {
         // With its end it gives the state directory back.
         let first = begin(&pipeline()?, 2, Some(&state)).await?;
