@@ -63,7 +63,7 @@ struct Programs {
 /// The benchmarks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
-    /// Every benchmark but the million and growth at full length
+    /// Every benchmark but the million
     All,
     /// The same SQL streaming and in DataFusion's batch engine
     Streaming,

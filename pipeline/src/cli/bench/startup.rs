@@ -27,16 +27,17 @@ async fn first_line(program: &Path, args: &[&str]) -> Result<f64, Failure> {
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .kill_on_drop(true);
     let mut child = command.spawn()?;
     let Some(stdout) = child.stdout.take() else { return Err("the process has no standard output".into()) };
     let line = BufReader::new(stdout).lines().next_line().await?;
     let took = begun.elapsed().as_secs_f64() * 1e3;
+    let output = child.wait_with_output().await?;
     if line.is_none() {
-        return Err(format!("{} {} printed nothing", program.display(), args.join(" ")).into());
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("tickhouse {} printed nothing: {}", args.join(" "), said.trim()).into());
     }
-    child.wait().await?;
     Ok(took)
 }
 
