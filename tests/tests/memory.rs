@@ -21,10 +21,9 @@ const BYTES_PER_ROW: f64 = 44.0;
 /// Between two looks at the pipeline's memory.
 const STEP: Duration = Duration::from_millis(100);
 
-/// How much higher memory may be in the second half of the time than in the first: by a tenth, and by what one subtask stages for
-/// one checkpoint, since it is chance whether two subtasks have staged the most at once. Rows that pile up would take more within
-/// a second.
-const GROWTH_MIB: f64 = 32.0;
+/// How much higher memory may be in the second half of the time than in the first: by a tenth, and this. Rows that pile up would
+/// take more within a second.
+const GROWTH_MIB: f64 = 24.0;
 
 /// Subtasks of each operator.
 const PARALLELISM: i64 = 2;
