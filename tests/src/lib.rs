@@ -12,6 +12,7 @@ pub mod proxy;
 mod random;
 mod s3;
 mod served;
+pub mod settings;
 mod stack;
 mod tables;
 

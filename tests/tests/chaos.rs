@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use tickhouse_tests::{
-    InfluencerJob, Output, Program, Random, Served, Stack, StackOptions, Tables, assert_none, eventually,
+    InfluencerJob, Output, Program, Random, Served, Stack, StackOptions, Tables, assert_none, eventually, settings,
 };
 
 const INFLUENCERS: u64 = 300;
@@ -33,12 +33,7 @@ struct Settings {
 
 impl Settings {
     fn from_environment() -> Self {
-        let number = |name: &str| {
-            let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
-            Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a whole number, not {text:?}")))
-        };
-        let drawn = || millis(SystemTime::now()).unsigned_abs();
-        Self { seed: number("CHAOS_SEED").unwrap_or_else(drawn), kills: number("CHAOS_KILLS").unwrap_or(5) }
+        Self { seed: settings::seed("CHAOS_SEED"), kills: settings::number("CHAOS_KILLS").unwrap_or(5) }
     }
 }
 

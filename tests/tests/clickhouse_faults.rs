@@ -7,10 +7,10 @@
 //! `AWAY_SECONDS` says how long ClickHouse is away in the test of that, 10 when it is not set; `CLICKHOUSE_KILLS` how often it is
 //! killed at any moment, 6 when it is not set; `CLICKHOUSE_KILLS_SEED` repeats the moments of a run.
 
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tickhouse_tests::proxy::{Fault, Proxy};
-use tickhouse_tests::{Program, Random, Stack, StackOptions};
+use tickhouse_tests::{Program, Random, Stack, StackOptions, settings};
 
 /// How many numbers there are in most tests; they take ten seconds when nothing goes wrong.
 const ROWS: u64 = 100_000;
@@ -178,11 +178,6 @@ impl Scene {
     }
 }
 
-/// A seed that nobody chose.
-fn drawn() -> u64 {
-    UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64)
-}
-
 /// Kills the pipeline; nothing of it is left when this returns.
 fn kill(pipeline: Program) {
     pipeline.signal("KILL");
@@ -276,7 +271,7 @@ async fn a_refusal_stops_the_pipeline_and_nothing_is_lost_when_it_is_mended() {
 
 #[tokio::test]
 async fn clickhouse_is_away_for_a_while() {
-    let away = std::env::var("AWAY_SECONDS").map_or(10, |text| text.parse().expect("AWAY_SECONDS is a number"));
+    let away = settings::number("AWAY_SECONDS").unwrap_or(10);
     let mut scene = Scene::new(Answers::in_time()).await;
     // Without the proxy: the system itself says that nobody listens.
     let mut pipeline = scene.run_with(scene.stack.url());
@@ -321,9 +316,8 @@ async fn clickhouse_is_killed_while_it_takes_rows() {
 /// before it keeps the block: killed in between it has lost the rows, and drops the repeat.
 #[tokio::test]
 async fn clickhouse_is_killed_at_any_moment() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
-    let kills = number("CLICKHOUSE_KILLS").unwrap_or(6);
-    let seed = number("CLICKHOUSE_KILLS_SEED").unwrap_or_else(drawn);
+    let kills = settings::number("CLICKHOUSE_KILLS").unwrap_or(6);
+    let seed = settings::seed("CLICKHOUSE_KILLS_SEED");
     println!("CLICKHOUSE_KILLS={kills} CLICKHOUSE_KILLS_SEED={seed}");
     let mut random = Random::new(seed);
     // More rows than there is time for before the last kill: what is left is the end.

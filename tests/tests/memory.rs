@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tickhouse_tests::proxy::{Fault, Proxy};
-use tickhouse_tests::{Program, Stack, StackOptions};
+use tickhouse_tests::{Program, Stack, StackOptions, settings};
 
 /// How many times as fast as the sink the source is.
 const TIMES: f64 = 10.0;
@@ -98,7 +98,7 @@ fn folder_size(folder: &Path) -> f64 {
 
 /// Watches a pipeline whose sink, with `delivery`, is [`TIMES`] times slower than its source, and that may take `most` MiB.
 async fn stays_where_it_is(delivery: &str, most: f64) {
-    let seconds = std::env::var("MEMORY_SECONDS").map_or(20, |text| text.parse().expect("MEMORY_SECONDS is a number"));
+    let seconds = settings::number("MEMORY_SECONDS").unwrap_or(20);
     let stack = Stack::start(&StackOptions::default());
     stack
         .execute(

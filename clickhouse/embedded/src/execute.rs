@@ -12,7 +12,7 @@ use crate::body::{BodyReader, decoded, exception_of};
 use crate::engine::Engine;
 use crate::exception::Exception;
 use crate::ffi::{Connection, Counts, Param, QueryClass};
-use crate::form::Form;
+use crate::form::{Form, create_temporary, drop_temporary};
 use crate::request::QueryRequest;
 use crate::running::Admitted;
 use crate::scope;
@@ -147,19 +147,17 @@ impl Query<'_> {
                 "input() must name its columns in the embedded engine: input('a Int64, b String')",
             ));
         }
-        let from_engine = |message: String| Exception::from_engine(&message);
-        let table = sql::quote_name(&format!("input {}", self.admitted.query().marker));
-        let create = format!("CREATE TEMPORARY TABLE {table} ({})", input.structure);
-        self.connection.query(&create, DEFAULT_FORMAT, &[]).map_err(from_engine)?;
+        let name = format!("input {}", self.admitted.query().marker);
+        create_temporary(self.connection, &name, &input.structure)?;
+        let table = sql::quote_name(&name);
         let fill = format!("INSERT INTO {table}");
         let outcome = send_rows(self.connection, &fill, format, &[], first, rows).and_then(|_| {
             let mut sql = statement.to_owned();
             sql.replace_range(input.call.clone(), &table);
-            let result = self.connection.query(&sql, DEFAULT_FORMAT, &self.request.params).map_err(from_engine)?;
-            Ok(result.counts())
+            let result = self.connection.query(&sql, DEFAULT_FORMAT, &self.request.params);
+            result.map(|result| result.counts()).map_err(|message| Exception::from_engine(&message))
         });
-        // The connection goes with the request, but for a session's.
-        let _ = self.connection.query(&format!("DROP TABLE IF EXISTS {table}"), DEFAULT_FORMAT, &[]);
+        drop_temporary(self.connection, &name);
         outcome
     }
 

@@ -152,11 +152,9 @@ impl ExternalTable {
     /// # Errors
     /// The engine's exception.
     pub(crate) fn create(&self, connection: &mut Connection) -> Result<(), Exception> {
+        create_temporary(connection, &self.name, &self.structure)?;
         let from_engine = |message: String| Exception::from_engine(&message);
-        let name = quote_name(&self.name);
-        let create = format!("CREATE TEMPORARY TABLE {name} ({})", self.structure);
-        connection.query(&create, "Null", &[]).map(|_| ()).map_err(from_engine)?;
-        let insert = format!("INSERT INTO {name}");
+        let insert = format!("INSERT INTO {}", quote_name(&self.name));
         let mut rows = connection.insert(&insert, &self.format, &[]).map_err(from_engine)?;
         rows.append(&self.data);
         rows.finish().map(|_| ()).map_err(from_engine)
@@ -164,10 +162,24 @@ impl ExternalTable {
 
     /// Removes the table from a connection that serves other queries.
     pub(crate) fn drop_from(&self, connection: &mut Connection) {
-        let drop = format!("DROP TEMPORARY TABLE IF EXISTS {}", quote_name(&self.name));
-        if let Err(message) = connection.query(&drop, "Null", &[]) {
-            tracing::warn!(%message, "cannot drop an external table");
-        }
+        drop_temporary(connection, &self.name);
+    }
+}
+
+/// Makes a table that exists on one connection.
+///
+/// # Errors
+/// The engine's exception.
+pub(crate) fn create_temporary(connection: &mut Connection, name: &str, structure: &str) -> Result<(), Exception> {
+    let create = format!("CREATE TEMPORARY TABLE {} ({structure})", quote_name(name));
+    connection.query(&create, "Null", &[]).map(|_| ()).map_err(|message| Exception::from_engine(&message))
+}
+
+/// Removes such a table.
+pub(crate) fn drop_temporary(connection: &mut Connection, name: &str) {
+    let drop = format!("DROP TEMPORARY TABLE IF EXISTS {}", quote_name(name));
+    if let Err(message) = connection.query(&drop, "Null", &[]) {
+        tracing::warn!(%message, "cannot drop a temporary table");
     }
 }
 

@@ -244,12 +244,8 @@ fn insert(text: &[u8], tokens: Lexer<'_>, complete: bool) -> Option<Text> {
             _ if keyword("EXPLAIN") || keyword("FROM") => return None,
             _ if keyword("VALUES") => {
                 let statement = slice(text, 0, token.start);
-                return Some(Text::Insert(Insert {
-                    statement,
-                    format: Some("Values".into()),
-                    data: token.end,
-                    input: None,
-                }));
+                let format = Some("Values".into());
+                return Some(Text::Insert(Insert { statement, format, data: token.end, input: None }));
             }
             _ if keyword("FORMAT") => {
                 return match tokens.next() {
@@ -261,13 +257,10 @@ fn insert(text: &[u8], tokens: Lexer<'_>, complete: bool) -> Option<Text> {
             _ => {}
         }
         // `INSERT INTO t (SELECT ...)`: the parenthesis holds a query, not columns.
-        if !selects && depth == 1 && token.kind == Kind::Other(b'(') {
-            match tokens.peek() {
-                Some(next) if is_keyword(text, *next, "SELECT") || is_keyword(text, *next, "WITH") => {
-                    return None;
-                }
-                _ => {}
-            }
+        let begins_query = |next: &Token| is_keyword(text, *next, "SELECT") || is_keyword(text, *next, "WITH");
+        let opens = !selects && depth == 1 && token.kind == Kind::Other(b'(');
+        if opens && tokens.peek().is_some_and(begins_query) {
+            return None;
         }
         last = token.end;
     }
@@ -283,8 +276,10 @@ fn call(text: &[u8], name: Token, mut after: Lexer<'_>) -> Option<Input> {
         }
         (Kind::Other(b'('), Kind::Text) => {
             let close = after.next().filter(|close| close.kind == Kind::Other(b')'))?;
-            let literal = slice(text, argument.start + 1, argument.end - 1);
-            Some(Input { call: name.start..close.end, structure: unquoted(&literal) })
+            // A heredoc is a text as well, and is not read here: the engine is told to name the columns.
+            let literal = slice(text, argument.start, argument.end);
+            let literal = literal.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')).unwrap_or_default();
+            Some(Input { call: name.start..close.end, structure: unquoted(literal) })
         }
         _ => None,
     }

@@ -148,7 +148,7 @@ impl Child {
 }
 
 /// The last lines of a log, for an error message.
-fn tail(log: &Path) -> String {
+pub fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<_> = text.lines().collect();
     let from = lines.len().saturating_sub(10);

@@ -1,20 +1,49 @@
-//! A source that gives batches from memory, as fast as they are taken.
+//! A source that gives batches from memory, as fast as they are taken, and pipelines over it.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tickhouse::connectors::{Connector, OptionError, Options, SourceTable, TableDefinition};
+use tickhouse::connectors::{self, Connector, OptionError, Options, SourceTable, TableDefinition};
 use tickhouse::plan::{NodePlan, StreamKind, StreamSchema};
+use tickhouse::run::{RunOptions, Started, start};
 use tickhouse::runtime::{Body, OperatorError, Source, SourceContext, SourceEvent, Stage, Subtask};
-use tickhouse::state::{Restored, Snapshot};
+use tickhouse::sql::{Functions, Pipeline, Planner};
+use tickhouse::state::{Restored, Snapshot, StartFrom};
+
+use crate::cli::Failure;
+
+/// Seconds that a pipeline over `batches` takes, from its start to its end, with a checkpoint each second into a folder.
+pub async fn timed(sql: &str, batches: &[RecordBatch], parallelism: usize) -> Result<f64, Failure> {
+    let mut all = connectors::all(&connectors::Settings { wait: Duration::from_secs(10) });
+    all.push(Box::new(Batches(batches.into())));
+    let pipeline = Planner::new(all, Functions::default()).plan("bench.sql", sql, &|_| None)?;
+    let folder = tempfile::tempdir()?;
+    let begun = Instant::now();
+    started(&pipeline, parallelism, Some(&folder.path().join("state"))).await?.running.wait().await?;
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// Starts a pipeline, with a checkpoint each second where it has a folder for its state.
+pub async fn started(pipeline: &Pipeline, parallelism: usize, state: Option<&Path>) -> Result<Started, Failure> {
+    let options = RunOptions {
+        name: "bench".to_owned(),
+        state_dir: state.map(|path| path.display().to_string()),
+        from: StartFrom::Newest,
+        parallelism,
+        checkpoint_interval: Duration::from_secs(1),
+    };
+    Ok(start(pipeline, &options).await?)
+}
 
 /// `connector = 'batches'`: batches with the visible columns of the table, the last of which is the event time.
 ///
 /// Subtask i of n gives every n-th batch from the i-th on.
-pub struct Batches(pub Arc<[RecordBatch]>);
+struct Batches(Arc<[RecordBatch]>);
 
 impl Connector for Batches {
     fn name(&self) -> &'static str {

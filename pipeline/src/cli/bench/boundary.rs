@@ -71,9 +71,9 @@ async fn at_once(catalog: &UdfCatalog, calls: u64) -> Result<Fetched, Failure> {
     let args = [numbers(calls, |n| n as i64), numbers(calls, |_| 0)];
     // On a task, where the runtime's threads are.
     let calls = tokio::spawn(async move {
-        let (begun, before) = (Instant::now(), Usage::own().unwrap_or_default().cpu);
+        let (begun, before) = (Instant::now(), Usage::own()?.cpu);
         call_all(&mut instance, &args).await?;
-        let cpu = Usage::own().unwrap_or_default().cpu - before;
+        let cpu = Usage::own()?.cpu - before;
         Ok::<_, Failure>(Fetched { seconds: begun.elapsed().as_secs_f64(), cpu })
     });
     calls.await?
@@ -84,7 +84,7 @@ pub async fn fetches(udf: &Path) -> Outcome {
     let variable = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set"));
     let (way, url, count) = (variable(WAY)?, variable(API)?, variable(FETCHES)?.parse::<u64>()?);
     let pk = |n: u64| (n % 1_000_000) as i64 + 1_000_000;
-    let (begun, before) = (Instant::now(), Usage::own().unwrap_or_default().cpu);
+    let (begun, before) = (Instant::now(), Usage::own()?.cpu);
     if way == "udf" {
         let catalog = UdfCatalog::open(udf)?;
         let Some(udf) = catalog.get("fetch_influencer") else {
@@ -100,7 +100,7 @@ pub async fn fetches(udf: &Path) -> Outcome {
         })
         .await??;
     }
-    let cpu = Usage::own().unwrap_or_default().cpu - before;
+    let cpu = Usage::own()?.cpu - before;
     println!("{}", serde_json::to_string(&Fetched { seconds: begun.elapsed().as_secs_f64(), cpu })?);
     Ok(())
 }
@@ -169,6 +169,6 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
         Figure::new("CPU of a fetch through the boundary", cpu(&udf), "µs")
             .against("a bare reqwest client", cpu(&client)),
     );
-    section.note(format!("{AT_ONCE} requests at once, from one thread, to the stand-in on the same machine; the client throws the body away, the UDF reads it."));
+    section.note(format!("{AT_ONCE} requests at once, from one thread, to the stand-in on the same machine; the client reads the body and throws it away, the UDF parses it."));
     Ok(section)
 }

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tickhouse::run::{PlanOptions, RunOptions, Started, plan, start};
+use tickhouse::run::{PlanOptions, plan};
 use tickhouse::runtime::Metrics;
 use tickhouse::sql::Pipeline;
-use tickhouse::state::StartFrom;
 
+use super::batches::started;
 use super::chart::{Line, draw};
 use super::report::{Figure, Section};
 use super::{Bench, median};
@@ -33,17 +33,6 @@ fn aggregate(folder: &Path, impulse: &str, key: &str) -> Result<Pipeline, Failur
     Ok(plan(&file, &PlanOptions::default())?)
 }
 
-async fn begin(pipeline: &Pipeline, parallelism: usize, state: Option<&Path>) -> Result<Started, Failure> {
-    let options = RunOptions {
-        name: "bench".to_owned(),
-        state_dir: state.map(|path| path.display().to_string()),
-        from: StartFrom::Newest,
-        parallelism,
-        checkpoint_interval: Duration::from_secs(1),
-    };
-    Ok(start(pipeline, &options).await?)
-}
-
 /// Million rows per second.
 async fn throughput(rows: u64, parallelism: usize, saved: bool) -> Result<f64, Failure> {
     let folder = tempfile::tempdir()?;
@@ -51,8 +40,8 @@ async fn throughput(rows: u64, parallelism: usize, saved: bool) -> Result<f64, F
         aggregate(folder.path(), &format!("message_count = '{rows}'"), &format!("CAST(counter AS BIGINT) % {KEYS}"))?;
     let state = folder.path().join("state");
     let begun = Instant::now();
-    let started = begin(&pipeline, parallelism, saved.then_some(state.as_path())).await?;
-    started.running.wait().await?;
+    let running = started(&pipeline, parallelism, saved.then_some(state.as_path())).await?;
+    running.running.wait().await?;
     Ok(rows as f64 / begun.elapsed().as_secs_f64() / 1e6)
 }
 
@@ -94,13 +83,13 @@ async fn by_change(keys: u64, share: f64) -> Result<(Taken, Taken), Failure> {
     let rate = keys.max(100_000);
     let pipeline = aggregate(folder.path(), &format!("event_rate = '{rate}'"), &key)?;
     let state = folder.path().join("state");
-    let started = begin(&pipeline, 2, Some(&state)).await?;
-    let metrics = started.running.metrics();
+    let running = started(&pipeline, 2, Some(&state)).await?;
+    let metrics = running.running.metrics();
     // The first ones take in the keys. A file of all of them may come later too, when logs are compacted: the median is none.
     let first = checkpoints(&metrics, 3).await;
     let later = checkpoints(&metrics, LOOKED_AT).await;
-    started.running.stop();
-    started.running.wait().await?;
+    running.running.stop();
+    running.running.wait().await?;
     let all = first.into_iter().max_by_key(|taken| taken.bytes).ok_or("no checkpoint was taken")?;
     let middle = |of: fn(&Taken) -> f64| median(later.iter().map(of).collect());
     Ok((all, Taken { bytes: middle(|taken| taken.bytes as f64) as u64, seconds: middle(|taken| taken.seconds) }))
@@ -113,13 +102,13 @@ async fn restart() -> Result<(f64, u64), Failure> {
     let pipeline = || aggregate(folder.path(), "event_rate = '2000000'", &format!("CAST(counter AS BIGINT) % {KEYS}"));
     {
         // With its end it gives the state directory back.
-        let first = begin(&pipeline()?, 2, Some(&state)).await?;
+        let first = started(&pipeline()?, 2, Some(&state)).await?;
         tokio::time::sleep(Duration::from_secs(4)).await;
         first.running.stop();
         first.running.wait().await?;
     }
     let begun = Instant::now();
-    let again = begin(&pipeline()?, 2, Some(&state)).await?;
+    let again = started(&pipeline()?, 2, Some(&state)).await?;
     let rows = again.resumed.as_ref().map_or(0, |resumed| resumed.rows);
     let metrics = again.running.metrics();
     while arrived(&metrics) == 0 {

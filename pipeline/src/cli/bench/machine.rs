@@ -6,6 +6,8 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cli::Failure;
+
 /// A machine, as its system describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
@@ -65,14 +67,18 @@ pub struct Usage {
 const TICKS: f64 = 100.0;
 
 impl Usage {
-    /// Of the process with this id; None when it is gone.
-    pub fn of(id: u32) -> Option<Self> {
+    /// Of the process with this id.
+    ///
+    /// # Errors
+    /// The process is gone, or the system does not tell.
+    pub fn of(id: u32) -> Result<Self, Failure> {
         Self::read(&Path::new("/proc").join(id.to_string()))
+            .ok_or_else(|| format!("what the process {id} has used cannot be read from /proc").into())
     }
 
-    /// Of this process.
-    pub fn own() -> Option<Self> {
-        Self::read(Path::new("/proc/self"))
+    /// Of this process; errors as for [`Usage::of`].
+    pub fn own() -> Result<Self, Failure> {
+        Self::of(std::process::id())
     }
 
     fn read(folder: &Path) -> Option<Self> {
@@ -99,6 +105,6 @@ mod tests {
         assert!(machine.cores > 0 && machine.memory_mib > 0 && !machine.kernel.is_empty(), "{machine:?}");
         let usage = Usage::own().unwrap();
         assert!(usage.peak > 1 << 20, "{usage:?}");
-        assert!(Usage::of(u32::MAX).is_none());
+        assert!(Usage::of(u32::MAX).is_err());
     }
 }

@@ -19,16 +19,16 @@ use super::report::{Figure, Section};
 use super::{Bench, Programs, flame};
 use crate::cli::Failure;
 use crate::cli::progress::{grouped, say};
-use crate::cli::service::{Child, RunningService, Service};
+use crate::cli::service::{Child, RunningService, Service, tail};
 
 /// How the main job is run.
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
     /// million: influencers, each read once a minute
-    #[arg(long, default_value_t = 1_000_000)]
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     influencers: u64,
     /// million: whole minutes
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     minutes: u64,
     /// million: subtasks per operator
     #[arg(long, default_value_t = 2)]
@@ -37,7 +37,7 @@ pub struct Settings {
     #[arg(long, default_value = "10s")]
     checkpoint_interval: String,
     /// million: the calls of a minute are spread over so many seconds, kind to the API; as fast as allowed without
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     fetch_spread: Option<u64>,
     /// million: a flame graph of the pipeline in the last minute (needs `perf`)
     #[arg(long)]
@@ -62,8 +62,8 @@ struct Outcome {
     /// Medians over the minutes of when half, and 99 of 100, of the readings were there.
     seconds_to_half: f64,
     seconds_to_99_percent: f64,
-    /// From the end of the last minute but one until all its rows could be read, in seconds.
-    seconds_to_last_row_visible: f64,
+    /// From the last minute's end until all its rows could be read, in seconds; none when they never could.
+    seconds_to_last_row_visible: Option<f64>,
     cpu_cores: PerProcess,
     peak_memory_mib: PerProcess,
     timeline_bytes_per_row: f64,
@@ -122,7 +122,7 @@ impl Scene {
         bootstrap.args(["--log", "warn"]);
         let status = bootstrap.kill_on_drop(true).status().await?;
         if !status.success() {
-            return Err(format!("the registry was not filled: see {}", folder.join("bootstrap.log").display()).into());
+            return Err(format!("the registry was not filled:\n{}", tail(&folder.join("bootstrap.log"))).into());
         }
         Ok(scene)
     }
@@ -133,7 +133,7 @@ impl Scene {
         command.env("CLICKHOUSE_URL", self.clickhouse.url()).env("MOCKSTAGRAM_URL", self.stand_in.url());
         command.env("INFLUENCERS", settings.influencers.to_string()).env("FETCH_WINDOW_MS", "60000");
         if let Some(seconds) = settings.fetch_spread {
-            let per_second = settings.influencers.div_ceil(seconds.max(1));
+            let per_second = settings.influencers.div_ceil(seconds);
             command.env("FETCH_MAX_RPS", per_second.to_string());
         }
         command.stderr(std::fs::File::create(self.folder.join(log))?);
@@ -150,12 +150,12 @@ impl Scene {
     }
 
     /// CPU seconds of each process so far, and its peak of memory in MiB.
-    fn usage(&self, pipeline: &Child) -> (PerProcess, PerProcess) {
-        let of = |id: Option<u32>| id.and_then(Usage::of).unwrap_or_default();
-        let (p, s, c) = (of(pipeline.id()), of(self.stand_in.id()), of(self.clickhouse.id()));
+    fn usage(&self, pipeline: &Child) -> Result<(PerProcess, PerProcess), Failure> {
+        let of = |id: Option<u32>| id.map_or_else(|| Err("a process of the benchmark has ended".into()), Usage::of);
+        let (p, s, c) = (of(pipeline.id())?, of(self.stand_in.id())?, of(self.clickhouse.id())?);
         let mib = |usage: Usage| usage.peak as f64 / f64::from(1 << 20);
         let cpu = PerProcess { pipeline: p.cpu, stand_in: s.cpu, clickhouse: c.cpu };
-        (cpu, PerProcess { pipeline: mib(p), stand_in: mib(s), clickhouse: mib(c) })
+        Ok((cpu, PerProcess { pipeline: mib(p), stand_in: mib(s), clickhouse: mib(c) }))
     }
 
     async fn stop(self) -> crate::cli::Outcome {
@@ -172,43 +172,83 @@ async fn sleep_until(moment: f64) {
     tokio::time::sleep(Duration::from_secs_f64((moment - seconds_now()).max(0.0))).await;
 }
 
-/// Runs the job for its minutes; `flame` is the folder and file of a flame graph.
-async fn minutes(settings: &Settings, programs: &Programs, flame: Option<(&Path, &str)>) -> Result<Outcome, Failure> {
+/// How long before the first minute that counts the pipeline is started: a window needs a beat of each of the 64 shards, which
+/// takes the heartbeat 6.4 seconds.
+const AHEAD: f64 = 15.0;
+
+/// Where a flame graph goes: the folder, and the file in it.
+type FlameGraph<'a> = (&'a Path, &'a str);
+
+/// Runs the job for its minutes.
+async fn minutes(settings: &Settings, programs: &Programs, flame: Option<FlameGraph<'_>>) -> Result<Outcome, Failure> {
     let folder = tempfile::Builder::new().prefix("tickhouse-bench-").tempdir()?;
     let scene = Scene::start(settings, programs, folder.path()).await?;
     let mut pipeline = scene.pipeline(settings, programs)?;
-    // The pipeline starts early in a minute, so that the first minute it ends has all of its beats.
-    let begin = ((seconds_now() / 60.0).floor() + 1.0) * 60.0;
+    let begin = ((seconds_now() + AHEAD) / 60.0).ceil() * 60.0;
     let end = begin + 60.0 * settings.minutes as f64;
-    say(format!(
-        "{} whole minutes from {}",
-        settings.minutes,
-        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs_f64(begin))
-    ));
+    let from = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs_f64(begin));
+    say(format!("whole minutes, from {from} on: {}", settings.minutes));
     sleep_until(begin).await;
-    let (before, _) = scene.usage(&pipeline);
-    let mut drawn: Result<bool, String> = Ok(false);
-    let mut visible = f64::NAN;
+    let (before, _) = scene.usage(&pipeline)?;
+    let seen = watch(settings, &scene, &mut pipeline, (begin, end), flame).await?;
+    let (after, peaks) = scene.usage(&pipeline)?;
+    let clean_stop = pipeline.stop().await?;
+    let cores = |of: fn(PerProcess) -> f64| (of(after) - of(before)) / (end - begin);
+    let cpu_cores = PerProcess {
+        pipeline: cores(|p| p.pipeline),
+        stand_in: cores(|p| p.stand_in),
+        clickhouse: cores(|p| p.clickhouse),
+    };
+    let found = look(settings, &scene, begin, end).await?;
+    let whole = found.whole_minutes as u64 == settings.minutes
+        && found.served == found.stored
+        && found.read_unequally_often == 0
+        && found.summary_disagrees == 0
+        && found.failed_fetches == 0
+        && clean_stop;
+    scene.stop().await?;
+    Ok(Outcome {
+        whole,
+        clean_stop,
+        cpu_cores,
+        peak_memory_mib: peaks,
+        seconds_to_last_row_visible: seen.last_row_visible,
+        flame_graph: seen.flame_graph,
+        ..found
+    })
+}
+
+/// What can only be seen while the job runs.
+struct Seen {
+    last_row_visible: Option<f64>,
+    flame_graph: Result<bool, String>,
+}
+
+/// Looks at the job once a second until it is over.
+async fn watch(
+    settings: &Settings,
+    scene: &Scene,
+    pipeline: &mut Child,
+    (begin, end): (f64, f64),
+    flame: Option<FlameGraph<'_>>,
+) -> Result<Seen, Failure> {
+    let last_minute = end - 60.0;
+    let mut seen = Seen { last_row_visible: None, flame_graph: Ok(false) };
     let mut second = 0_u64;
     while seconds_now() < end - 0.5 {
         if pipeline.has_ended() {
-            let log = std::fs::read_to_string(scene.folder.join("pipeline.log")).unwrap_or_default();
-            return Err(format!("the pipeline has ended:\n{log}").into());
+            return Err(format!("the pipeline has ended:\n{}", tail(&scene.folder.join("pipeline.log"))).into());
         }
-        let in_last_minute = seconds_now() - (end - 60.0);
-        if let (Some((folder, file)), Ok(false), true) = (flame, &drawn, in_last_minute > 5.0) {
-            drawn = flame::draw(pipeline.id(), Duration::from_secs(15), folder, file)
-                .await
-                .map(|()| true)
-                .map_err(|e| e.to_string());
+        if let (Some((folder, file)), Ok(false)) = (flame, &seen.flame_graph)
+            && seconds_now() > last_minute + 5.0
+        {
+            let drawn = flame::draw(pipeline.id(), Duration::from_secs(15), folder, file).await;
+            seen.flame_graph = drawn.map(|()| true).map_err(|error| error.to_string());
         }
-        // The rows of the last minute that can be read: looked for once a second from its end on.
-        if visible.is_nan() && in_last_minute > 0.0 {
+        if seen.last_row_visible.is_none() && seconds_now() > last_minute {
             let sql = "SELECT count() FROM follower_timeline WHERE minute = toDateTime(?)";
-            let there: u64 = scene.client.query(sql).bind((end - 60.0) as u32).fetch_one().await?;
-            if there == settings.influencers {
-                visible = seconds_now() - (end - 60.0);
-            }
+            let there: u64 = scene.client.query(sql).bind(last_minute as u32).fetch_one().await?;
+            seen.last_row_visible = (there == settings.influencers).then(|| seconds_now() - last_minute);
         }
         if second.is_multiple_of(20) {
             let rows: u64 = scene.client.query("SELECT count() FROM follower_timeline").fetch_one().await?;
@@ -217,27 +257,7 @@ async fn minutes(settings: &Settings, programs: &Programs, flame: Option<(&Path,
         second += 1;
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    let (after, peaks) = scene.usage(&pipeline);
-    let clean_stop = pipeline.stop().await?;
-    let mut found = look(settings, &scene, begin, end).await?;
-    let cores = |of: fn(PerProcess) -> f64| (of(after) - of(before)) / (end - begin);
-    found.cpu_cores = PerProcess {
-        pipeline: cores(|p| p.pipeline),
-        stand_in: cores(|p| p.stand_in),
-        clickhouse: cores(|p| p.clickhouse),
-    };
-    found.peak_memory_mib = peaks;
-    found.clean_stop = clean_stop;
-    found.seconds_to_last_row_visible = visible;
-    found.flame_graph = drawn;
-    found.whole = found.whole_minutes as u64 == settings.minutes
-        && found.served == found.stored
-        && found.read_unequally_often == 0
-        && found.summary_disagrees == 0
-        && found.failed_fetches == 0
-        && clean_stop;
-    scene.stop().await?;
-    Ok(found)
+    Ok(seen)
 }
 
 /// What is in ClickHouse after the minutes from `begin` to `end`, and what the stand-in has counted.
@@ -281,7 +301,7 @@ async fn look(settings: &Settings, scene: &Scene, begin: f64, end: f64) -> Resul
         seconds_to_last_reading: minutes.iter().map(|minute| minute.last).collect(),
         seconds_to_half: middle(|minute| minute.half),
         seconds_to_99_percent: middle(|minute| minute.most),
-        seconds_to_last_row_visible: f64::NAN,
+        seconds_to_last_row_visible: None,
         cpu_cores: PerProcess::default(),
         peak_memory_mib: PerProcess::default(),
         timeline_bytes_per_row: bytes_per_row,
@@ -316,11 +336,9 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
     section.tell(Figure::new("from the minute's end to its last reading, the worst minute", worst, "s").at_most(60.0));
     section.tell(Figure::new("from the minute's end to half of the readings", found.seconds_to_half, "s"));
     section.tell(Figure::new("from the minute's end to 99% of the readings", found.seconds_to_99_percent, "s"));
-    section.tell(Figure::new(
-        "from the last minute's end to its last row visible",
-        found.seconds_to_last_row_visible,
-        "s",
-    ));
+    if let Some(seconds) = found.seconds_to_last_row_visible {
+        section.tell(Figure::new("from the last minute's end to its last row visible", seconds, "s"));
+    }
     for (name, cores) in [
         ("pipeline", found.cpu_cores.pipeline),
         ("stand-in", found.cpu_cores.stand_in),

@@ -150,8 +150,12 @@ impl Section {
         Self { title: title.into(), run: None, figures: Vec::new(), charts: Vec::new(), notes: Vec::new() }
     }
 
-    /// Adds a figure and tells it.
+    /// Adds a figure and tells it. One that is no number, or compared to nothing, is a note that it was not measured.
     pub fn tell(&mut self, figure: Figure) {
+        if !figure.value.is_finite() || figure.compared.as_ref().is_some_and(|compared| !compared.ratio.is_finite()) {
+            self.note(format!("Not measured: {}.", figure.name));
+            return;
+        }
         crate::cli::progress::say(figure.to_string());
         self.figures.push(figure);
     }
@@ -256,6 +260,15 @@ mod tests {
         assert_eq!(met(Figure::new("a", 2.0, "s").against("b", 4.0).ratio_at_least(0.7)), Some(false));
         assert_eq!(met(Figure::new("a", 2.0, "s").against("b", 4.0).ratio_at_most(0.7)), Some(true));
         assert_eq!(met(Figure::new("a", 2.0, "s")), None);
+    }
+
+    #[test]
+    fn what_was_not_measured_is_no_figure() {
+        let mut section = Section::new("a");
+        section.tell(Figure::new("b", f64::NAN, "s"));
+        section.tell(Figure::new("c", 1.0, "s").against("d", 0.0));
+        assert!(section.figures.is_empty());
+        assert_eq!(section.notes, ["Not measured: b.", "Not measured: c."]);
     }
 
     #[test]

@@ -1,18 +1,14 @@
 //! Rows into a ClickHouse table of five columns, exactly once, against what ClickHouse does by itself and a plain client.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, TimestampNanosecondArray};
 use arrow::ipc::writer::StreamWriter;
 use clickhouse::Client;
-use tickhouse::connectors;
 use tickhouse::connectors::clickhouse::Endpoint;
-use tickhouse::run::{RunOptions, start};
-use tickhouse::sql::{Functions, Planner};
-use tickhouse::state::StartFrom;
 
-use super::batches::Batches;
+use super::batches::timed;
 use super::report::{Figure, Section};
 use super::{Bench, median};
 use crate::cli::Failure;
@@ -63,10 +59,9 @@ impl Target {
         Ok(self.client.query(&create).execute().await?)
     }
 
-    /// Seconds, once all rows are seen to be there.
-    async fn measured(&self, way: &str, begun: Instant, rows: i64) -> Result<f64, Failure> {
-        let took = begun.elapsed().as_secs_f64();
-        let there: u64 = self.client.query("SELECT count() FROM readings").fetch_one().await?;
+    /// What it took, once all rows are seen to be there.
+    async fn measured(&self, way: &str, table: &str, took: f64, rows: i64) -> Result<f64, Failure> {
+        let there: u64 = self.client.query(&format!("SELECT count() FROM {table}")).fetch_one().await?;
         if there == rows as u64 {
             Ok(took)
         } else {
@@ -76,27 +71,15 @@ impl Target {
 
     async fn pipeline(&self, batches: &[RecordBatch], rows: i64, parallelism: usize) -> Result<f64, Failure> {
         self.empty_table().await?;
-        let folder = tempfile::tempdir()?;
-        let text = format!(
+        let sql = format!(
             "CREATE TABLE events (pk BIGINT NOT NULL, minute TIMESTAMP NOT NULL, followers BIGINT NOT NULL, \
                                   following BIGINT NOT NULL, fetched_at TIMESTAMP NOT NULL) WITH (connector = 'batches');
              CREATE TABLE readings WITH (connector = 'clickhouse', url = '{}', database = 'default');
              INSERT INTO readings SELECT pk, minute, followers, following, fetched_at FROM events;",
             self.url
         );
-        let mut all = connectors::all(&connectors::Settings { wait: Duration::from_secs(10) });
-        all.push(Box::new(Batches(batches.into())));
-        let pipeline = Planner::new(all, Functions::default()).plan("bench.sql", &text, &|_| None)?;
-        let options = RunOptions {
-            name: "bench".to_owned(),
-            state_dir: Some(folder.path().join("state").display().to_string()),
-            from: StartFrom::Newest,
-            parallelism,
-            checkpoint_interval: Duration::from_secs(1),
-        };
-        let begun = Instant::now();
-        start(&pipeline, &options).await?.running.wait().await?;
-        self.measured("the sink", begun, rows).await
+        let took = timed(&sql, batches, parallelism).await?;
+        self.measured("the sink", "readings", took, rows).await
     }
 
     /// One insert after the other, by two tasks.
@@ -123,7 +106,7 @@ impl Target {
         };
         let (first, second) = tokio::join!(write(halves.0), write(halves.1));
         first.and(second)?;
-        self.measured("the plain client", begun, rows).await
+        self.measured("the plain client", "readings", begun.elapsed().as_secs_f64(), rows).await
     }
 
     /// The rows that are in the table, into another one of its kind.
@@ -132,7 +115,7 @@ impl Target {
         self.client.query("CREATE TABLE copied AS readings").execute().await?;
         let begun = Instant::now();
         self.client.query("INSERT INTO copied SELECT * FROM readings").execute().await?;
-        self.measured("INSERT SELECT", begun, rows).await
+        self.measured("INSERT SELECT", "copied", begun.elapsed().as_secs_f64(), rows).await
     }
 }
 

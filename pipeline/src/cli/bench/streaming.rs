@@ -1,18 +1,14 @@
 //! The cost of streaming: the same SQL over the same batches, streaming with checkpoints and in DataFusion's batch engine.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray};
 use datafusion::datasource::MemTable;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::StreamExt;
-use tickhouse::connectors;
-use tickhouse::run::{RunOptions, start};
-use tickhouse::sql::{Functions, Planner};
-use tickhouse::state::StartFrom;
 
-use super::batches::Batches;
+use super::batches::timed;
 use super::report::{Figure, Section};
 use super::{Bench, median};
 use crate::cli::Failure;
@@ -33,6 +29,11 @@ struct Case {
     /// The least ratio to the batch engine that is aimed at.
     aim: f64,
 }
+
+const TUMBLE: &str = "SELECT k, w.start, n, total FROM (SELECT k, tumble(interval '10 second') AS w, count(*) AS n, sum(v) AS total \
+                      FROM events GROUP BY k, w)";
+const TUMBLE_OF_BATCH: &str = "SELECT k, date_bin(interval '10 second', t, to_timestamp(0)) AS start, count(*), sum(v) \
+                               FROM events GROUP BY k, start";
 
 fn cases(bench: &Bench<'_>) -> Vec<Case> {
     let case =
@@ -61,17 +62,15 @@ fn cases(bench: &Bench<'_>) -> Vec<Case> {
         },
         case(
             "tumble, count and sum by 10,000 keys",
-            "SELECT k, w.start, n, total FROM (SELECT k, tumble(interval '10 second') AS w, count(*) AS n, sum(v) AS total \
-             FROM events GROUP BY k, w)",
-            "SELECT k, date_bin(interval '10 second', t, to_timestamp(0)) AS start, count(*), sum(v) FROM events GROUP BY k, start",
+            TUMBLE,
+            TUMBLE_OF_BATCH,
             bench.size(20_000_000, 4_000_000),
             10_000,
         ),
         case(
             "tumble, count and sum by 1,000,000 keys",
-            "SELECT k, w.start, n, total FROM (SELECT k, tumble(interval '10 second') AS w, count(*) AS n, sum(v) AS total \
-             FROM events GROUP BY k, w)",
-            "SELECT k, date_bin(interval '10 second', t, to_timestamp(0)) AS start, count(*), sum(v) FROM events GROUP BY k, start",
+            TUMBLE,
+            TUMBLE_OF_BATCH,
             bench.size(20_000_000, 4_000_000),
             1_000_000,
         ),
@@ -110,28 +109,15 @@ fn events(case: &Case) -> Result<Vec<RecordBatch>, Failure> {
     Ok(batches)
 }
 
-/// Seconds that the pipeline takes for all rows, with a checkpoint each second.
+/// Seconds that the pipeline takes for all rows.
 async fn streaming(case: &Case, batches: &[RecordBatch], parallelism: usize) -> Result<f64, Failure> {
-    let folder = tempfile::tempdir()?;
-    let text = format!(
+    let sql = format!(
         "CREATE TABLE events (k BIGINT, v BIGINT, body TEXT, t TIMESTAMP NOT NULL, WATERMARK FOR t) WITH (connector = 'batches');
          CREATE TABLE out WITH (connector = 'blackhole');
          INSERT INTO out {};",
         case.pipeline
     );
-    let mut all = connectors::all(&connectors::Settings { wait: Duration::from_secs(10) });
-    all.push(Box::new(Batches(batches.into())));
-    let pipeline = Planner::new(all, Functions::default()).plan("bench.sql", &text, &|_| None)?;
-    let options = RunOptions {
-        name: "bench".to_owned(),
-        state_dir: Some(folder.path().join("state").display().to_string()),
-        from: StartFrom::Newest,
-        parallelism,
-        checkpoint_interval: Duration::from_secs(1),
-    };
-    let begun = Instant::now();
-    start(&pipeline, &options).await?.running.wait().await?;
-    Ok(begun.elapsed().as_secs_f64())
+    timed(&sql, batches, parallelism).await
 }
 
 /// Seconds that the batch engine takes for all rows; the result is thrown away as it comes.
