@@ -1,4 +1,4 @@
-//! The C interface of `libchdb`, and the only `unsafe` of this crate.
+//! The C interface of `libchdb`, and, but for the way in which the process ends, the only `unsafe` of this crate.
 //!
 //! What is built on it must not know a pointer: it sees [`Api`], [`Connection`], [`QueryResult`] and [`InsertStream`].
 //! The declarations follow `chdb.h` of version 26.7.3. A connection runs one statement at a time; the `&mut self`
@@ -10,6 +10,8 @@ use std::path::Path;
 use std::ptr::{self, NonNull};
 
 use libloading::Library;
+
+use crate::exit;
 
 /// What a statement does, as the engine's own parser sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +70,7 @@ macro_rules! api {
                         .map_err(|error| error.to_string())?;
                 )*
                 std::mem::forget(library);
-                leave_without_destructors();
+                exit::leave_without_destructors();
                 let api = Self { $($name),* };
                 // SAFETY: takes a flag, touches only the library's own state, and must come before the first connection.
                 unsafe { (api.set_signal_handlers_enabled)(0) };
@@ -106,30 +108,6 @@ api! {
     result_rows_written: unsafe extern "C" fn(Handle) -> u64;
     result_bytes_written: unsafe extern "C" fn(Handle) -> u64;
     result_error: unsafe extern "C" fn(Handle) -> *const c_char;
-}
-
-#[cfg(target_os = "linux")]
-unsafe extern "C" {
-    fn on_exit(at_exit: extern "C" fn(c_int, *mut c_void), argument: *mut c_void) -> c_int;
-    fn _exit(status: c_int) -> !;
-}
-
-/// Makes the process leave without running the library's static destructors, which crash while its threads run: a
-/// program that fails with the engine open must end with its own exit code. What was acknowledged is kept, as it is
-/// when the process is killed. (Rust has flushed its standard output by then.)
-fn leave_without_destructors() {
-    #[cfg(target_os = "linux")]
-    {
-        extern "C" fn leave(status: c_int, _: *mut c_void) {
-            // SAFETY: ends the process; touches nothing of it.
-            unsafe { _exit(status) }
-        }
-        // SAFETY: `leave` lives as long as the process. Registered after the library's destructors, it runs before them.
-        let refused = unsafe { on_exit(leave, ptr::null_mut()) };
-        if refused != 0 {
-            tracing::warn!("cannot register for the process's exit; it may crash there with the engine open");
-        }
-    }
 }
 
 /// The arrays of names and values that the `*_with_params_n` functions take; borrows the parameters.

@@ -27,6 +27,7 @@ mod engine;
 mod error;
 mod exception;
 mod execute;
+mod exit;
 mod ffi;
 mod form;
 mod handler;

@@ -411,7 +411,7 @@ async fn every_statement_with_a_result_gives_it() {
         ("EXPLAIN AST SELECT 1", "SelectWithUnionQuery (children 1)\n"),
         ("EXPLAIN SYNTAX SELECT 1", "SELECT 1\n"),
         ("EXPLAIN ESTIMATE SELECT * FROM t", "statements\tt\t1\t1\t1\n"),
-        ("(SELECT 1) UNION ALL (SELECT 2) -- end", "1\n2\n"),
+        ("(SELECT 1) UNION ALL (SELECT 1) -- end", "1\n1\n"),
         ("FROM t SELECT a FORMAT CSV SETTINGS max_threads = 1;", "1\n"),
         ("SELECT 1 AS format, 2 AS settings", "1\t2\n"),
         ("SELECT a % 1 AS k, count() FROM t GROUP BY k WITH TOTALS", "0\t1\n\n0\t1\n"),

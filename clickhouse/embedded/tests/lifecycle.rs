@@ -4,7 +4,7 @@ mod common;
 
 use std::process::Command;
 
-use common::process::{ANY, Process, ask, program, refusal};
+use common::process::{ANY, Process, ask, example, program, refusal};
 use common::{at, failure, scratch, text};
 use reqwest::Client;
 
@@ -125,4 +125,13 @@ async fn a_stop_lets_a_query_end() {
     while ask(&server.url, "SELECT count() FROM system.processes WHERE query LIKE '%sleepEach%'").await == "1\n" {}
     server.stop();
     assert_eq!(slow.await.unwrap(), "0\n0\n0\n0\n");
+}
+
+#[test]
+fn a_program_that_ends_with_the_engine_at_work_ends_with_its_own_code() {
+    for _ in 0..5 {
+        let output = Command::new(example("leave")).arg(scratch("leave")).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(7), "{}: {said}", output.status);
+    }
 }

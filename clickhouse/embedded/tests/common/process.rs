@@ -15,8 +15,13 @@ pub struct Process {
 }
 
 pub fn program() -> PathBuf {
+    example("serve")
+}
+
+/// One of the programs in `examples`.
+pub fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
-    let program = tests.parent().and_then(Path::parent).unwrap().join("examples/serve");
+    let program = tests.parent().and_then(Path::parent).unwrap().join("examples").join(name);
     assert!(program.exists(), "{} is not built; cargo build --examples does that", program.display());
     program
 }
