@@ -113,3 +113,42 @@ async fn rows_that_a_killed_clickhouse_has_lost_are_written_again() {
         assert_eq!(database.run(all).await, whole, "{lost} parts were lost");
     }
 }
+
+/// Others write into the table meanwhile, so that its parts are merged while rows are looked for.
+#[tokio::test]
+async fn rows_that_are_there_are_not_written_again_while_parts_are_merged() {
+    let directory = tempfile::tempdir().unwrap();
+    let clickhouse = start(&directory.path().join("data"), &free_address()).await;
+    let database = Database::on(&clickhouse.url, "d").await;
+    let create = "CREATE TABLE t (n Int64) ENGINE = MergeTree PARTITION BY n % 3 ORDER BY n \
+                  SETTINGS non_replicated_deduplication_window = 100";
+    database.run(create).await;
+
+    let wait = Duration::from_secs(30);
+    let target = Target { url: &database.url, database: "d", table: "t", primary_key: &[], options: &[], wait };
+    let mut sink = target.sink_of_run(&numbers(0).0, Some("run-1"));
+    sink.give(numbers(0).1).await.unwrap();
+    let share = sink.barrier().await.unwrap();
+    sink.complete().await.unwrap();
+
+    let others = async |first: i64| {
+        for round in first.. {
+            let insert = format!("INSERT INTO t SELECT 1000000 * {round} + number FROM numbers(100)");
+            database.run(&insert).await;
+        }
+    };
+    let resumed = async {
+        for run in 2..8 {
+            let mut again = target.sink_of_run(&numbers(0).0, Some(&format!("run-{run}")));
+            again.resume(share.clone()).await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = resumed => {}
+        () = others(1_000) => {}
+        () = others(2_000_000) => {}
+        () = others(4_000_000) => {}
+    }
+    let counts = database.run(&format!("SELECT count(), uniqExact(n) FROM t WHERE n < {ROWS}")).await;
+    assert_eq!(counts, format!("{ROWS}\t{ROWS}"));
+}

@@ -62,8 +62,10 @@ impl Missing {
 
     /// The statement in front of a body that was first inserted at most `age` ago.
     ///
-    /// A part has the time of its last merge, so that rows lie in no part older than their insert. A row that the body has
-    /// several times is written as often as it is there too rarely. The tuple keeps nulls apart from values.
+    /// A part has the time of its last merge, so that rows lie in no part older than their insert. Older parts are left out, not
+    /// newer ones let in: the list of parts and what is read are of two moments, and between them a merge may have made one
+    /// part of several. A row that the body has several times is written as often as it is there too rarely. The tuple keeps
+    /// nulls apart from values.
     pub(super) fn statement(&self, name: &TableName, age: Duration) -> String {
         let Self { columns, structure } = self;
         let (database, table, structure) = (text(&name.database), text(&name.table), text(structure));
@@ -73,8 +75,8 @@ impl Missing {
              (SELECT {columns}, `row hash`, row_number() OVER (PARTITION BY `row hash`) AS `row number` FROM \
              (SELECT {columns}, sipHash128(tuple({columns})) AS `row hash` FROM input({structure}))) AS body \
              LEFT JOIN (SELECT sipHash128(tuple({columns})) AS `row hash`, count() AS `rows there` FROM {name} \
-             WHERE _part IN (SELECT name FROM system.parts WHERE active AND database = {database} AND table = {table} \
-             AND modification_time >= now() - {seconds}) GROUP BY `row hash`) AS there USING `row hash` \
+             WHERE _part NOT IN (SELECT name FROM system.parts WHERE database = {database} AND table = {table} \
+             AND modification_time < now() - {seconds}) GROUP BY `row hash`) AS there USING `row hash` \
              WHERE `row number` > ifNull(`rows there`, 0) FORMAT ArrowStream"
         )
     }
