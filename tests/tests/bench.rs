@@ -78,6 +78,9 @@ async fn the_million_tells_its_figures_on_the_last_line() {
         (figures["stored"].as_u64(), Some(true)),
         "{figures}"
     );
+    let took = |share: &str| figures[share].as_f64().unwrap_or_else(|| panic!("{share} in {figures}"));
+    let (half, most) = (took("fetch_p50_seconds"), took("fetch_p99_seconds"));
+    assert!(half > 0.0 && half <= most && most < 60.0, "{figures}");
     assert_eq!(sections(&report(out.path())), ["million"]);
 }
 

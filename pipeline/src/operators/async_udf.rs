@@ -15,7 +15,7 @@ use super::gathered::Gathered;
 use super::{BATCH_ROWS, NodeError};
 use crate::plan::{NodePlan, StreamSchema};
 use crate::runtime::{
-    AsyncCalls, AsyncFunction, Barrier, Body, Context, Operator, OperatorError, Stage, Subtask, Watermark,
+    AsyncCalls, AsyncFunction, Barrier, Body, Context, Operator, OperatorError, Stage, Subtask, Time, Watermark,
 };
 use crate::state::{Restored, Snapshot};
 
@@ -172,7 +172,8 @@ struct Pending {
 }
 
 enum Row {
-    InFlight,
+    /// Called at that time.
+    InFlight(Time),
     /// Its result, by position in an array; it waits for rows before it.
     Answered(ArrayRef, usize),
     Gathered,
@@ -192,7 +193,7 @@ impl AsyncUdfOperator {
     }
 
     /// Makes calls for the rows that wait, as far as the limits and the function allow. Returns how many.
-    fn send_more(&mut self, task: &mut task::Context<'_>) -> Result<usize, OperatorError> {
+    fn send_more(&mut self, now: Time, task: &mut task::Context<'_>) -> Result<usize, OperatorError> {
         let Some(pending) = self.batches.back_mut() else {
             return Ok(0);
         };
@@ -204,7 +205,7 @@ impl AsyncUdfOperator {
             }
             self.calls.send(pending.first + pending.sent as u64, &pending.args, pending.sent)?;
             pending.sent += 1;
-            self.rows.push_back(Row::InFlight);
+            self.rows.push_back(Row::InFlight(now));
             self.in_flight += 1;
         }
         Ok(pending.sent - before)
@@ -224,10 +225,15 @@ impl AsyncUdfOperator {
         }
         for (answer, id) in ids.iter().enumerate() {
             let row = id.checked_sub(self.first).and_then(|index| self.rows.get_mut(usize::try_from(index).ok()?));
-            match row {
-                Some(row @ Row::InFlight) => *row = Row::Answered(Arc::clone(results), answer),
-                _ => return Err(OperatorError::internal(format!("`{name}` returned a result for no call in flight"))),
-            }
+            let open = row.and_then(|row| match *row {
+                Row::InFlight(called) => Some((row, called)),
+                _ => None,
+            });
+            let Some((row, called)) = open else {
+                return Err(OperatorError::internal(format!("`{name}` returned a result for no call in flight")));
+            };
+            *row = Row::Answered(Arc::clone(results), answer);
+            cx.record_call(cx.now().since(called));
             self.in_flight -= 1;
             if !function.is_ordered() {
                 self.gather(*id, cx)?;
@@ -235,7 +241,7 @@ impl AsyncUdfOperator {
         }
         while let Some(row) = self.rows.front() {
             match row {
-                Row::InFlight => break,
+                Row::InFlight(_) => break,
                 Row::Answered(..) => self.gather(self.first, cx)?,
                 Row::Gathered => {}
             }
@@ -343,7 +349,7 @@ impl Operator for AsyncUdfOperator {
 
     fn poll_work(&mut self, task: &mut task::Context<'_>, cx: &mut Context<'_>) -> Poll<Result<(), OperatorError>> {
         // No new calls for a reader that cannot take the results of the old ones.
-        let sent = if cx.is_blocked() { 0 } else { self.send_more(task)? };
+        let sent = if cx.is_blocked() { 0 } else { self.send_more(cx.now(), task)? };
         match self.calls.poll_results(task) {
             Poll::Ready(results) => {
                 let (ids, results) = results?;

@@ -33,6 +33,8 @@ pub(super) struct Driver {
     pub(super) now: Time,
     sent: Vec<Output>,
     pub(super) late: u64,
+    /// How long each call took that has ended.
+    pub(super) calls: Vec<Duration>,
 }
 
 impl Driver {
@@ -43,7 +45,8 @@ impl Driver {
         let Body::Operator(operator) = stage.build(&subtask).unwrap() else { panic!("an operator") };
         let schema = Arc::clone(stage.output().unwrap().schema());
         let (outbox, now) = (Outbox::default(), Time(1_000_000_000));
-        let mut driver = Self { operator, schema, outbox, wake: None, now, sent: Vec::new(), late: 0 };
+        let mut driver =
+            Self { operator, schema, outbox, wake: None, now, sent: Vec::new(), late: 0, calls: Vec::new() };
         driver.call(|operator, cx| operator.start(cx)).unwrap();
         driver
     }
@@ -60,6 +63,7 @@ impl Driver {
             self.wake = Some(self.wake.map_or(moment, |open| open.min(moment)));
         }
         self.late += self.outbox.take_counts().late_rows;
+        self.calls.extend(self.outbox.take_calls());
         result
     }
 

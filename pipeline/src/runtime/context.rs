@@ -1,6 +1,7 @@
 //! What an operator is given with every call: the time, and a place to put what it sends.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use arrow::record_batch::RecordBatch;
 
@@ -22,6 +23,7 @@ pub struct Outbox {
     wake: Option<Time>,
     wants_checkpoint: bool,
     counts: Counts,
+    calls: Vec<Duration>,
 }
 
 /// What an operator has counted during a call, for the metrics.
@@ -52,6 +54,11 @@ impl Outbox {
     /// Takes what was counted since the last call of this.
     pub fn take_counts(&mut self) -> Counts {
         std::mem::take(&mut self.counts)
+    }
+
+    /// Takes how long each of the calls took that have ended.
+    pub fn take_calls(&mut self) -> impl Iterator<Item = Duration> {
+        self.calls.drain(..)
     }
 
     /// Whether everything sent was taken.
@@ -112,6 +119,11 @@ impl<'a> Context<'a> {
     /// Counts rows that were left out because they came behind the watermark.
     pub fn count_late(&mut self, rows: usize) {
         self.outbox.counts.late_rows += rows as u64;
+    }
+
+    /// Notes how long a call of a function took that has ended.
+    pub fn record_call(&mut self, took: Duration) {
+        self.outbox.calls.push(took);
     }
 
     /// Counts rows that a sink has handed over for good (ClickHouse has acknowledged them). The time of the call is

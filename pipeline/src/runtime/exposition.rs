@@ -6,9 +6,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use prometheus::proto::{Bucket, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{CounterVec, Encoder as _, Gauge, GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
 
 use super::Watermark;
+use super::call_times::CallTimesSnapshot;
 use super::metrics::{Metrics, Snapshot, SubtaskSnapshot};
 
 const LABELS: [&str; 3] = ["node", "kind", "subtask"];
@@ -23,8 +25,10 @@ pub fn render(metrics: &Metrics) -> Result<String, prometheus::Error> {
     page.times()?;
     page.gauges()?;
     page.epochs()?;
+    let mut families = page.registry.gather();
+    families.extend(page.calls());
     let mut text = Vec::new();
-    TextEncoder::new().encode(&page.registry.gather(), &mut text)?;
+    TextEncoder::new().encode(&families, &mut text)?;
     String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
 }
 
@@ -62,6 +66,48 @@ impl Page {
         self.gauge("last_delivery_seconds", "When rows were last handed over, in seconds since 1970.", |s| {
             s.last_delivery.map(|time| time.0 as f64 / 1e9)
         })
+    }
+
+    /// The library's histograms count one by one; these are counted already. None before the first call.
+    fn calls(&self) -> Option<MetricFamily> {
+        let mut metrics = Vec::new();
+        self.each(|labels, subtask| {
+            if subtask.calls.count() > 0 {
+                metrics.push(self.histogram(labels, &subtask.calls));
+            }
+        });
+        if metrics.is_empty() {
+            return None;
+        }
+        let mut family = MetricFamily::default();
+        family.set_name("tickhouse_call_seconds".to_owned());
+        family.set_help("How long calls of a function took.".to_owned());
+        family.set_field_type(MetricType::HISTOGRAM);
+        family.set_metric(metrics);
+        Some(family)
+    }
+
+    fn histogram(&self, labels: &[&str; 3], calls: &CallTimesSnapshot) -> Metric {
+        let named = LABELS.iter().zip(labels).map(|(name, value)| (*name, *value));
+        let named = named.chain([("pipeline", self.snapshot.pipeline.as_str())]).map(|(name, value)| {
+            let mut label = LabelPair::default();
+            label.set_name(name.to_owned());
+            label.set_value(value.to_owned());
+            label
+        });
+        let buckets = calls.cumulative().map(|(bound, count)| {
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(bound);
+            bucket.set_cumulative_count(count);
+            bucket
+        });
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(calls.count());
+        histogram.set_sample_sum(calls.total.as_secs_f64());
+        let mut metric = Metric::from_label(named.collect());
+        metric.set_histogram(histogram);
+        metric
     }
 
     fn epochs(&self) -> Result<(), prometheus::Error> {
@@ -107,7 +153,7 @@ impl Page {
     }
 
     /// Calls `tell` with the labels and counters of every subtask.
-    fn each(&self, tell: impl Fn(&[&str; 3], &SubtaskSnapshot)) {
+    fn each(&self, mut tell: impl FnMut(&[&str; 3], &SubtaskSnapshot)) {
         for node in &self.snapshot.nodes {
             for (index, subtask) in node.subtasks.iter().enumerate() {
                 tell(&[&node.name, node.kind, &index.to_string()], subtask);
@@ -132,6 +178,8 @@ mod tests {
         let mut outbox = Outbox::default();
         Context::new(Time(0), &mut outbox).count_late(3);
         subtasks[0].count(outbox.take_counts(), Time(99));
+        subtasks[0].called(Duration::from_millis(4));
+        subtasks[0].called(Duration::from_millis(400));
         let written = Written { files: 2, bytes: 1_024, rows: 7 };
         metrics.complete_epoch(Epoch(12), Duration::from_millis(250), written);
         let page = render(&metrics).unwrap();
@@ -141,6 +189,12 @@ mod tests {
             r#"tickhouse_rows_in_total{kind="clickhouse_sink",node="follower_timeline",pipeline="influencers",subtask="1"} 7"#,
             r#"tickhouse_late_rows_total{kind="clickhouse_sink",node="follower_timeline",pipeline="influencers",subtask="0"} 3"#,
             r#"tickhouse_watermark_lag_seconds{kind="clickhouse_sink",node="follower_timeline",pipeline="influencers",subtask="1"} 2.5"#,
+            "# TYPE tickhouse_call_seconds histogram",
+            r#"tickhouse_call_seconds_bucket{node="follower_timeline",kind="clickhouse_sink",subtask="0",pipeline="influencers",le="0.003"} 0"#,
+            r#"tickhouse_call_seconds_bucket{node="follower_timeline",kind="clickhouse_sink",subtask="0",pipeline="influencers",le="0.5"} 2"#,
+            r#"tickhouse_call_seconds_bucket{node="follower_timeline",kind="clickhouse_sink",subtask="0",pipeline="influencers",le="+Inf"} 2"#,
+            r#"tickhouse_call_seconds_sum{node="follower_timeline",kind="clickhouse_sink",subtask="0",pipeline="influencers"} 0.404"#,
+            r#"tickhouse_call_seconds_count{node="follower_timeline",kind="clickhouse_sink",subtask="0",pipeline="influencers"} 2"#,
             r#"tickhouse_last_epoch{pipeline="influencers"} 12"#,
             r#"tickhouse_last_epoch_duration_seconds{pipeline="influencers"} 0.25"#,
             r#"tickhouse_last_checkpoint_bytes{pipeline="influencers"} 1024"#,

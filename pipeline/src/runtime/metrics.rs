@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::{Duration, Instant};
 
+use super::call_times::{CallTimes, CallTimesSnapshot};
 use super::context::Counts;
 use super::{Clock, Epoch, Time, Watermark};
 use crate::state::Written;
@@ -46,6 +47,7 @@ pub struct SubtaskMetrics {
     batches_out: AtomicU64,
     watermark: AtomicI64,
     in_flight: AtomicU64,
+    calls: CallTimes,
     late_rows: AtomicU64,
     delivered_rows: AtomicU64,
     /// Nanoseconds since 1970; 0 before the first.
@@ -70,6 +72,7 @@ impl SubtaskMetrics {
             batches_out: AtomicU64::new(0),
             watermark: AtomicI64::new(NO_WATERMARK),
             in_flight: AtomicU64::new(0),
+            calls: CallTimes::new(),
             late_rows: AtomicU64::new(0),
             delivered_rows: AtomicU64::new(0),
             last_delivery: AtomicI64::new(0),
@@ -101,6 +104,10 @@ impl SubtaskMetrics {
 
     pub(super) fn set_in_flight(&self, calls: usize) {
         self.in_flight.store(calls as u64, Relaxed);
+    }
+
+    pub(super) fn called(&self, took: Duration) {
+        self.calls.add(took);
     }
 
     pub(super) fn count(&self, counts: Counts, now: Time) {
@@ -153,6 +160,7 @@ impl SubtaskMetrics {
             watermark,
             watermark_lag: lag(watermark, now),
             in_flight: self.in_flight.load(Relaxed),
+            calls: self.calls.snapshot(),
             late_rows: self.late_rows.load(Relaxed),
             delivered_rows: self.delivered_rows.load(Relaxed),
             last_delivery: (last_delivery != 0).then_some(Time(last_delivery)),
@@ -271,6 +279,8 @@ pub struct SubtaskSnapshot {
     pub watermark_lag: Option<Duration>,
     /// Calls or inserts under way.
     pub in_flight: u64,
+    /// How long its calls took, from the call to its result.
+    pub calls: CallTimesSnapshot,
     /// Rows left out because they came behind the watermark.
     pub late_rows: u64,
     /// Rows handed over for good, by a sink.

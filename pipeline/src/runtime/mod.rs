@@ -5,6 +5,7 @@
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+mod call_times;
 mod channel;
 mod clock;
 mod context;

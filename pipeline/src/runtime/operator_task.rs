@@ -241,6 +241,7 @@ impl OperatorTask {
         self.metrics.add_busy(busy);
         self.metrics.set_in_flight(self.operator.in_flight());
         self.metrics.count(self.outbox.take_counts(), now);
+        self.outbox.take_calls().for_each(|took| self.metrics.called(took));
         if let Some(moment) = self.outbox.take_wake() {
             self.timer.ask(moment);
         }

@@ -14,6 +14,7 @@ use tickhouse::connectors::clickhouse::Endpoint;
 use tickhouse::migrate;
 use tokio::process::Command;
 
+use super::call_times::CallTimes;
 use super::machine::Usage;
 use super::report::{Figure, Section};
 use super::{Bench, Programs, flame};
@@ -62,6 +63,10 @@ struct Outcome {
     /// Medians over the minutes of when half, and 99 of 100, of the readings were there.
     seconds_to_half: f64,
     seconds_to_99_percent: f64,
+    /// Half, and 99 of 100, of the calls of the UDF that fetches took at most so many seconds, waits for a connection
+    /// and further attempts included.
+    fetch_p50_seconds: Option<f64>,
+    fetch_p99_seconds: Option<f64>,
     /// From the last minute's end until all its rows could be read, in seconds; none when they never could.
     seconds_to_last_row_visible: Option<f64>,
     cpu_cores: PerProcess,
@@ -79,6 +84,9 @@ struct PerProcess {
     stand_in: f64,
     clickhouse: f64,
 }
+
+/// Where the pipeline logs, in the folder of the run.
+const PIPELINE_LOG: &str = "pipeline.log";
 
 /// One minute of the timeline.
 #[derive(Debug, Clone, Row, Deserialize)]
@@ -141,8 +149,14 @@ impl Scene {
     }
 
     fn pipeline(&self, settings: &Settings, programs: &Programs) -> Result<Child, Failure> {
-        let mut command = self.command(&programs.sql.join("pipeline.sql"), settings, programs, "pipeline.log")?;
-        command.args(["--until-stdin-closes", "--parallelism", &settings.parallelism.to_string()]);
+        let mut command = self.command(&programs.sql.join("pipeline.sql"), settings, programs, PIPELINE_LOG)?;
+        command.args([
+            "--http",
+            "127.0.0.1:0",
+            "--until-stdin-closes",
+            "--parallelism",
+            &settings.parallelism.to_string(),
+        ]);
         command
             .args(["--checkpoint-interval", &settings.checkpoint_interval, "--state-dir"])
             .arg(self.folder.join("state"));
@@ -190,8 +204,11 @@ async fn minutes(settings: &Settings, programs: &Programs, flame: Option<FlameGr
     say(format!("whole minutes, from {from} on: {}", settings.minutes));
     sleep_until(begin).await;
     let (before, _) = scene.usage(&pipeline)?;
+    let log = folder.path().join(PIPELINE_LOG);
+    let calls = CallTimes::of(&log).await?;
     let seen = watch(settings, &scene, &mut pipeline, (begin, end), flame).await?;
     let (after, peaks) = scene.usage(&pipeline)?;
+    let calls = CallTimes::of(&log).await?.since(&calls);
     let clean_stop = pipeline.stop().await?;
     let cores = |of: fn(PerProcess) -> f64| (of(after) - of(before)) / (end - begin);
     let cpu_cores = PerProcess {
@@ -213,6 +230,8 @@ async fn minutes(settings: &Settings, programs: &Programs, flame: Option<FlameGr
         cpu_cores,
         peak_memory_mib: peaks,
         seconds_to_last_row_visible: seen.last_row_visible,
+        fetch_p50_seconds: calls.quantile(0.5),
+        fetch_p99_seconds: calls.quantile(0.99),
         flame_graph: seen.flame_graph,
         ..found
     })
@@ -237,7 +256,7 @@ async fn watch(
     let mut second = 0_u64;
     while seconds_now() < end - 0.5 {
         if pipeline.has_ended() {
-            return Err(format!("the pipeline has ended:\n{}", tail(&scene.folder.join("pipeline.log"))).into());
+            return Err(format!("the pipeline has ended:\n{}", tail(&scene.folder.join(PIPELINE_LOG))).into());
         }
         if let (Some((folder, file)), Ok(false)) = (flame, &seen.flame_graph)
             && seconds_now() > last_minute + 5.0
@@ -302,6 +321,8 @@ async fn look(settings: &Settings, scene: &Scene, begin: f64, end: f64) -> Resul
         seconds_to_half: middle(|minute| minute.half),
         seconds_to_99_percent: middle(|minute| minute.most),
         seconds_to_last_row_visible: None,
+        fetch_p50_seconds: None,
+        fetch_p99_seconds: None,
         cpu_cores: PerProcess::default(),
         peak_memory_mib: PerProcess::default(),
         timeline_bytes_per_row: bytes_per_row,
@@ -338,6 +359,12 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
     section.tell(Figure::new("from the minute's end to 99% of the readings", found.seconds_to_99_percent, "s"));
     if let Some(seconds) = found.seconds_to_last_row_visible {
         section.tell(Figure::new("from the last minute's end to its last row visible", seconds, "s"));
+    }
+    for (name, seconds) in [("half", found.fetch_p50_seconds), ("99%", found.fetch_p99_seconds)] {
+        if let Some(seconds) = seconds {
+            let name = format!("{name} of the fetches take at most, with the wait for a connection");
+            section.tell(Figure::new(name, seconds * 1e3, "ms"));
+        }
     }
     for (name, cores) in [
         ("pipeline", found.cpu_cores.pipeline),

@@ -2,6 +2,7 @@
 
 mod batches;
 mod boundary;
+mod call_times;
 mod chart;
 mod checkpoints;
 mod flame;

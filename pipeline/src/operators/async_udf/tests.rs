@@ -135,6 +135,19 @@ fn rows_leave_as_results_come_or_as_they_came() {
 }
 
 #[test]
+fn a_call_takes_from_when_it_is_sent_to_its_result() {
+    let (mut driver, calls) = start(false, 1);
+    let begin = driver.now;
+    driver.rows(keys(0..2)).unwrap();
+    for (seconds, answered) in [(2, 0), (5, 1)] {
+        driver.now = begin.after(Duration::from_secs(seconds));
+        calls.lock().unwrap().answer(vec![answered]);
+        driver.work().unwrap();
+    }
+    assert_eq!(driver.calls, [2, 3].map(Duration::from_secs), "the second call waited for the first");
+}
+
+#[test]
 fn calls_in_flight_are_bounded_and_the_input_waits() {
     let (mut driver, calls) = start(false, 3);
     driver.rows(keys(0..5)).unwrap();
