@@ -56,7 +56,7 @@ impl CallTimes {
             if *count as f64 >= wanted {
                 let width = if *bound == u64::MAX { 0 } else { bound - low };
                 let part = (wanted - before as f64) / (*count - before) as f64;
-                return Some((low as f64 + width as f64 * part) / 1e6);
+                return Some((low as f64 + width as f64 * part).round() / 1e6);
             }
             (low, before) = (*bound, *count);
         }
@@ -79,7 +79,7 @@ mod tests {
                     tickhouse_call_seconds_bucket{node=\"a\",subtask=\"1\",le=\"+Inf\"} 70\n";
         let times = CallTimes::parse(page);
         assert_eq!(times.quantile(0.05), Some(0.000_505));
-        assert_eq!(times.quantile(0.5), Some((1_000.0 + 2_000.0 * 40.5 / 90.0) / 1e6));
+        assert_eq!(times.quantile(0.5), Some(0.0019));
         assert_eq!(times.quantile(1.0), Some(0.003), "beyond the last bound nothing is known");
         assert_eq!(times.clone().since(&times).quantile(0.5), None);
         assert_eq!(CallTimes::parse("").quantile(0.5), None);
