@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Seek, Write};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream;
@@ -30,8 +30,8 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// How much is read from the pipe at once, in bytes.
 const PIECE: usize = 64 << 10;
-/// Times to let the connection write before it is broken off; once is enough unless the client is slow.
-const FLUSHES: usize = 16;
+/// How long a client has to take the end of a result that failed, before the connection is broken off.
+const LAST_WRITES: Duration = Duration::from_secs(1);
 
 /// What a response says besides the result.
 pub(crate) struct Head {
@@ -188,9 +188,7 @@ impl Streaming {
                 State::Ended => return Ok(None),
                 State::Failed => {
                     // What was handed over before is written first.
-                    for _ in 0..FLUSHES {
-                        tokio::task::yield_now().await;
-                    }
+                    tokio::time::sleep(LAST_WRITES).await;
                     return Err(io::Error::other("the query failed while its result was sent"));
                 }
                 State::Going => {}
