@@ -8,7 +8,8 @@ use tickhouse_tests::{Program, Stack, StackOptions};
 /// Runs benchmarks in their short form; what they said.
 fn bench(stack: &Stack, names: &[&str], out: &Path) -> tickhouse_tests::Output {
     let mut command = stack.tickhouse(&["bench", "--short", "--out"]);
-    command.arg(out).args(names).current_dir(tickhouse_tests::root());
+    // Whatever a user has set for logs.
+    command.arg(out).args(names).env("TICKHOUSE_LOG", "warn").current_dir(tickhouse_tests::root());
     Program::output(&mut command)
 }
 

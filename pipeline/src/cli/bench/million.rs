@@ -150,13 +150,9 @@ impl Scene {
 
     fn pipeline(&self, settings: &Settings, programs: &Programs) -> Result<Child, Failure> {
         let mut command = self.command(&programs.sql.join("pipeline.sql"), settings, programs, PIPELINE_LOG)?;
-        command.args([
-            "--http",
-            "127.0.0.1:0",
-            "--until-stdin-closes",
-            "--parallelism",
-            &settings.parallelism.to_string(),
-        ]);
+        // Its log says where its status is.
+        command.args(["--log", "info", "--http", "127.0.0.1:0"]);
+        command.args(["--until-stdin-closes", "--parallelism", &settings.parallelism.to_string()]);
         command
             .args(["--checkpoint-interval", &settings.checkpoint_interval, "--state-dir"])
             .arg(self.folder.join("state"));
