@@ -41,6 +41,9 @@ pub struct BenchArgs {
     /// Less work, for a first look: minutes in all
     #[arg(long)]
     short: bool,
+    /// Of `streaming`, only the comparisons whose name has this text in it
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// The folder of the report
     #[arg(long, default_value = "target/bench", value_name = "DIR")]
     out: PathBuf,
@@ -117,6 +120,11 @@ impl Bench<'_> {
     /// `long`, or `short` in a short run.
     fn size(&self, long: u64, short: u64) -> u64 {
         if self.args.short { short } else { long }
+    }
+
+    /// Whether a comparison of this name is to be made.
+    fn is_asked_for(&self, name: &str) -> bool {
+        self.args.only.as_ref().is_none_or(|text| name.contains(text))
     }
 }
 
