@@ -27,6 +27,8 @@ struct Route {
     lanes: Vec<Lane>,
     /// The receiver of the next batch, where batches go round.
     next: usize,
+    /// The hash, then the receiver, of each row of the last batch that was cut.
+    owners: Vec<u64>,
 }
 
 /// All edges out of one subtask.
@@ -50,7 +52,7 @@ impl Outputs {
     pub fn add(&mut self, exchange: Exchange, senders: Vec<Sender>, index: usize) {
         let next = index % senders.len().max(1);
         let lanes = senders.into_iter().map(|sender| Lane { sender, waiting: None }).collect();
-        self.routes.push(Route { exchange, lanes, next });
+        self.routes.push(Route { exchange, lanes, next, owners: Vec::new() });
     }
 
     /// Whether nobody reads this subtask: a sink.
@@ -101,7 +103,7 @@ impl Route {
         match &self.exchange {
             Exchange::Hash(keys) if count > 1 && !keys.is_empty() => {
                 let keys = keys.iter().map(|key| column(batch, *key)).collect::<Result<Vec<_>, _>>()?;
-                for (receiver, part) in split(batch, &keys, count)? {
+                for (receiver, part) in split(batch, &keys, count, &mut self.owners)? {
                     self.put(receiver, part);
                 }
             }
@@ -132,10 +134,15 @@ fn column(batch: &RecordBatch, index: usize) -> Result<&ArrayRef, ArrowError> {
 ///
 /// Parts are not gathered into larger batches: with 8,192 rows and some dozen receivers they are still large enough for
 /// work by columns, and gathering would hold rows back at every watermark.
-fn split(batch: &RecordBatch, keys: &[&ArrayRef], receivers: usize) -> Result<Vec<(usize, RecordBatch)>, ArrowError> {
-    let mut owners = hash::hash_columns(keys.iter().copied(), batch.num_rows())?;
+fn split(
+    batch: &RecordBatch,
+    keys: &[&ArrayRef],
+    receivers: usize,
+    owners: &mut Vec<u64>,
+) -> Result<Vec<(usize, RecordBatch)>, ArrowError> {
+    hash::hash_columns_into(keys.iter().copied(), batch.num_rows(), owners)?;
     let mut counts = vec![0_usize; receivers];
-    for owner in &mut owners {
+    for owner in owners.iter_mut() {
         let receiver = hash::owner(*owner, receivers);
         *owner = receiver as u64;
         counts[receiver] += 1;
@@ -145,7 +152,7 @@ fn split(batch: &RecordBatch, keys: &[&ArrayRef], receivers: usize) -> Result<Ve
     }
     let mut rows: Vec<Vec<u32>> = counts.into_iter().map(Vec::with_capacity).collect();
     for (row, owner) in (0_u32..).zip(owners) {
-        rows[owner as usize].push(row);
+        rows[*owner as usize].push(row);
     }
     let parts = rows.into_iter().enumerate().filter(|(_, rows)| !rows.is_empty());
     parts.map(|(receiver, rows)| Ok((receiver, take_record_batch(batch, &UInt32Array::from(rows))?))).collect()

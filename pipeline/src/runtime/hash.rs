@@ -59,11 +59,23 @@ pub fn check(data_type: &DataType) -> Result<(), Unhashable> {
 /// # Errors
 /// A column of a type that [`check`] refuses.
 pub fn hash_columns<'a>(columns: impl IntoIterator<Item = &'a ArrayRef>, rows: usize) -> Result<Vec<u64>, ArrowError> {
-    let mut hashes = vec![0; rows];
-    for column in columns {
-        chain(column, &mut hashes)?;
-    }
+    let mut hashes = Vec::new();
+    hash_columns_into(columns, rows, &mut hashes)?;
     Ok(hashes)
+}
+
+/// [`hash_columns`] into memory that is used again: fresh zeroed memory of a batch's size comes from the kernel page by page.
+///
+/// # Errors
+/// A column of a type that [`check`] refuses.
+pub fn hash_columns_into<'a>(
+    columns: impl IntoIterator<Item = &'a ArrayRef>,
+    rows: usize,
+    hashes: &mut Vec<u64>,
+) -> Result<(), ArrowError> {
+    hashes.clear();
+    hashes.resize(rows, 0);
+    columns.into_iter().try_for_each(|column| chain(column, hashes))
 }
 
 /// The subtask, of `parallelism`, whose key range holds `hash`.
