@@ -71,7 +71,8 @@ impl Encoder {
             _ => self.convert(&batch)?,
         };
         let rows = RecordBatch::try_new(Arc::clone(&self.wire), columns)?;
-        let mut body = Vec::with_capacity(rows.get_array_memory_size());
+        // Bodies are held until their checkpoint is complete: one that outgrew its memory would take up twice its size.
+        let mut body = Vec::with_capacity(body_size(&rows));
         let mut writer = StreamWriter::try_new(&mut body, &self.wire)?;
         writer.write(&rows)?;
         writer.finish()?;
@@ -132,5 +133,48 @@ impl Encoder {
             key.join(", "),
             self.name
         ))
+    }
+}
+
+/// The memory of the rows themselves, without what a slice has beside them.
+pub(super) fn size(rows: &RecordBatch) -> usize {
+    let column = |array: &ArrayRef| {
+        let whole = array.get_array_memory_size();
+        array.to_data().get_slice_memory_size().unwrap_or(whole)
+    };
+    rows.columns().iter().map(column).sum()
+}
+
+/// The size of an Arrow stream of one batch, or somewhat more: its buffers, each of them padded, and what is said of them.
+fn body_size(rows: &RecordBatch) -> usize {
+    const PER_COLUMN: usize = 512;
+    size(rows) + rows.num_columns() * PER_COLUMN + 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::StringArray;
+
+    use super::*;
+
+    #[test]
+    fn a_body_fits_into_the_memory_that_is_taken_for_it() {
+        let of = |rows: i64| {
+            let numbers: Int64Array = (0..rows).map(|n| (n % 3 > 0).then_some(n)).collect();
+            let texts: StringArray = (0..rows).map(|n| (n % 5 > 0).then(|| "x".repeat(n as usize % 50))).collect();
+            let flags: arrow::array::BooleanArray = (0..rows).map(|n| Some(n % 2 > 0)).collect();
+            let columns: [(&str, ArrayRef); 3] =
+                [("n", Arc::new(numbers)), ("t", Arc::new(texts)), ("f", Arc::new(flags))];
+            RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true))).unwrap()
+        };
+        for rows in [of(0), of(1), of(70), of(100_000), of(100_000).slice(500, 1_000)] {
+            let mut body = Vec::new();
+            let mut writer = StreamWriter::try_new(&mut body, rows.schema_ref()).unwrap();
+            writer.write(&rows).unwrap();
+            writer.finish().unwrap();
+            drop(writer);
+            let taken = body_size(&rows);
+            assert!((body.len()..=body.len() + 4_096).contains(&taken), "{} bytes, {taken} taken", body.len());
+        }
     }
 }

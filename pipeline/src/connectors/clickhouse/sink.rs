@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::Duration;
 
-use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::array::RecordBatch;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::check::{Layout, Wanted};
 use super::chunk::{Chunk, Tokens};
-use super::encode::{Encoder, Payload};
+use super::encode::{Encoder, Payload, size};
 use super::insert::Remote;
 use super::repeats::Repeats;
 use crate::runtime::{Barrier, Context, Epoch, Operator, OperatorError, Time};
@@ -186,15 +186,6 @@ impl ClickHouseWriter {
     fn is_over(&self) -> bool {
         self.staged_bytes >= MAX_STAGED_BYTES
     }
-}
-
-/// The memory of the rows themselves, without what a slice has beside them.
-fn size(batch: &RecordBatch) -> usize {
-    let column = |array: &ArrayRef| {
-        let whole = array.get_array_memory_size();
-        array.to_data().get_slice_memory_size().unwrap_or(whole)
-    };
-    batch.columns().iter().map(column).sum()
 }
 
 impl Operator for ClickHouseWriter {
