@@ -9,6 +9,8 @@ use datafusion::logical_expr::EmitTo;
 use datafusion::physical_plan::aggregates::group_values::{GroupValues, new_group_values};
 use datafusion::physical_plan::aggregates::order::GroupOrdering;
 
+use super::primitive_index;
+
 /// Gives each distinct key a number, counting from 0 without gaps. The new keys of one batch are numbered in the order of
 /// their rows unless hashes collide. Nulls are equal to each other. A key of no columns has one value: the group of all
 /// rows.
@@ -25,6 +27,11 @@ impl KeyIndex {
     pub fn try_new(columns: &[FieldRef]) -> Result<Self> {
         if columns.is_empty() {
             return Ok(Self(Inner::Single(false)));
+        }
+        if let [column] = columns
+            && let Some(index) = primitive_index::of_type(column.data_type())
+        {
+            return Ok(Self(Inner::Columns(index)));
         }
         let schema = Arc::new(Schema::new(columns.to_vec()));
         Ok(Self(Inner::Columns(new_group_values(schema, &GroupOrdering::None)?)))

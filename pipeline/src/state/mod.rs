@@ -7,6 +7,7 @@ mod error;
 mod key_index;
 mod keyed;
 mod manifest;
+mod primitive_index;
 pub mod protocol;
 mod restored;
 mod segment;

@@ -1,0 +1,314 @@
+//! Numbers for keys of one column of integers or times.
+//!
+//! DataFusion's index looks keys up one after the other, and each waits for memory two or three times as soon as the table is
+//! larger than the caches. Here a batch is looked up in passes, each of which asks for one thing of every row: the loads of
+//! a pass do not depend on each other, and the processor has many of them under way at once.
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, PrimitiveArray};
+use arrow::buffer::NullBuffer;
+use arrow::datatypes::{self as types, DataType, TimeUnit};
+use datafusion::error::{DataFusionError, Result};
+use datafusion::logical_expr::EmitTo;
+use datafusion::physical_plan::aggregates::group_values::GroupValues;
+use foldhash::fast::FixedState;
+
+/// A slot without a key.
+const EMPTY: u32 = u32::MAX;
+
+const LEAST_SLOTS: usize = 64;
+
+/// An index of keys of this type, if there is one.
+pub(super) fn of_type(data_type: &DataType) -> Option<Box<dyn GroupValues>> {
+    macro_rules! by_type {
+        ($($pattern:pat => $arrow:ident),+ $(,)?) => {
+            match data_type {
+                $($pattern => Some(Box::new(PrimitiveIndex::<types::$arrow>::new(data_type.clone()))),)+
+                _ => None,
+            }
+        };
+    }
+    by_type! {
+        DataType::Int32 => Int32Type,
+        DataType::Int64 => Int64Type,
+        DataType::UInt32 => UInt32Type,
+        DataType::UInt64 => UInt64Type,
+        DataType::Date32 => Date32Type,
+        DataType::Timestamp(TimeUnit::Second, _) => TimestampSecondType,
+        DataType::Timestamp(TimeUnit::Millisecond, _) => TimestampMillisecondType,
+        DataType::Timestamp(TimeUnit::Microsecond, _) => TimestampMicrosecondType,
+        DataType::Timestamp(TimeUnit::Nanosecond, _) => TimestampNanosecondType,
+    }
+}
+
+/// A hash table with linear probing, at most half full. The slots hold numbers only: 4 bytes for a key of any type.
+struct PrimitiveIndex<T: ArrowPrimitiveType> {
+    data_type: DataType,
+    /// How far a hash is shifted to be a slot: the table has `2^(64 - shift)` of them.
+    shift: u32,
+    slots: Vec<u32>,
+    /// By number. That of the null is any value.
+    keys: Vec<T::Native>,
+    null: Option<u32>,
+    hasher: FixedState,
+    /// The rows of a batch whose key is not in its first slot.
+    missed: Vec<u32>,
+}
+
+impl<T: ArrowPrimitiveType> PrimitiveIndex<T>
+where
+    T::Native: std::hash::Hash + Eq,
+{
+    fn new(data_type: DataType) -> Self {
+        let mut index = Self {
+            data_type,
+            shift: 0,
+            slots: Vec::new(),
+            keys: Vec::new(),
+            null: None,
+            hasher: FixedState::default(),
+            missed: Vec::new(),
+        };
+        index.lay_out(LEAST_SLOTS);
+        index
+    }
+
+    /// Empties the table and gives it `slots` slots, a power of two.
+    fn lay_out(&mut self, slots: usize) {
+        self.shift = 64 - slots.trailing_zeros();
+        self.slots.clear();
+        self.slots.resize(slots, EMPTY);
+        self.slots.shrink_to(slots);
+    }
+
+    fn home(&self, key: T::Native) -> usize {
+        (self.hasher.hash_one(key) >> self.shift) as usize
+    }
+
+    fn after(&self, slot: usize) -> usize {
+        (slot + 1) & (self.slots.len() - 1)
+    }
+
+    /// The number of `key`, which is a new one if it has none.
+    fn number(&mut self, key: T::Native) -> Result<u32> {
+        let mut slot = self.home(key);
+        loop {
+            match self.slots.get_mut(slot) {
+                Some(number) if *number == EMPTY => {
+                    *number = next_number(&self.keys)?;
+                    let number = *number;
+                    self.keys.push(key);
+                    self.grow_if_full();
+                    return Ok(number);
+                }
+                Some(number) if self.keys.get(*number as usize) == Some(&key) => return Ok(*number),
+                _ => slot = self.after(slot),
+            }
+        }
+    }
+
+    /// The number of the null.
+    fn number_of_null(&mut self) -> Result<u32> {
+        match self.null {
+            Some(number) => Ok(number),
+            None => {
+                let number = next_number(&self.keys)?;
+                self.keys.push(T::Native::default());
+                self.null = Some(number);
+                Ok(number)
+            }
+        }
+    }
+
+    fn grow_if_full(&mut self) {
+        if self.keys.len() * 2 <= self.slots.len() {
+            return;
+        }
+        self.lay_out(self.slots.len() * 2);
+        for number in 0..self.keys.len() {
+            let Some(key) = self.keys.get(number).filter(|_| self.null != Some(number as u32)) else { continue };
+            let mut slot = self.home(*key);
+            while self.slots.get(slot).is_some_and(|taken| *taken != EMPTY) {
+                slot = self.after(slot);
+            }
+            if let Some(slot) = self.slots.get_mut(slot) {
+                *slot = number as u32;
+            }
+        }
+    }
+
+    /// Rows without nulls: passes over all of them, then one by one those that have another key in front of theirs, or are new.
+    fn intern_valid(&mut self, keys: &[T::Native], numbers: &mut Vec<usize>) -> Result<()> {
+        let Self { slots, keys: known, hasher, shift, missed, .. } = self;
+        let first = |key: &T::Native| {
+            let slot = (hasher.hash_one(*key) >> *shift) as usize;
+            slots.get(slot).copied().unwrap_or(EMPTY) as usize
+        };
+        numbers.extend(keys.iter().map(first));
+        missed.clear();
+        missed.resize(keys.len(), 0);
+        let mut count = 0;
+        for (row, (key, number)) in keys.iter().zip(numbers.iter()).enumerate() {
+            // Written whether it is a miss or not: a branch would be guessed wrong too often.
+            if let Some(place) = missed.get_mut(count) {
+                *place = row as u32;
+            }
+            count += usize::from(known.get(*number) != Some(key));
+        }
+        let mut missed = std::mem::take(missed);
+        for row in missed.iter().take(count) {
+            let row = *row as usize;
+            if let (Some(key), Some(number)) = (keys.get(row), numbers.get_mut(row)) {
+                *number = self.number(*key)? as usize;
+            }
+        }
+        missed.clear();
+        self.missed = missed;
+        Ok(())
+    }
+}
+
+/// The number of the next key.
+fn next_number<K>(keys: &[K]) -> Result<u32> {
+    let full = || DataFusionError::ResourcesExhausted(format!("one subtask cannot hold more than {EMPTY} keys"));
+    u32::try_from(keys.len()).ok().filter(|number| *number != EMPTY).ok_or_else(full)
+}
+
+impl<T: ArrowPrimitiveType> GroupValues for PrimitiveIndex<T>
+where
+    T::Native: std::hash::Hash + Eq,
+{
+    fn intern(&mut self, columns: &[ArrayRef], numbers: &mut Vec<usize>) -> Result<()> {
+        numbers.clear();
+        let Some(keys) = columns.first().and_then(|column| column.as_primitive_opt::<T>()) else {
+            return Err(DataFusionError::Internal(format!("keys are not of type {}", self.data_type)));
+        };
+        if keys.null_count() == 0 {
+            return self.intern_valid(keys.values(), numbers);
+        }
+        for key in keys {
+            let number = match key {
+                Some(key) => self.number(key)?,
+                None => self.number_of_null()?,
+            };
+            numbers.push(number as usize);
+        }
+        Ok(())
+    }
+
+    fn size(&self) -> usize {
+        self.slots.capacity() * size_of::<u32>() + self.keys.capacity() * size_of::<T::Native>()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The keys in the order of their numbers; none are left.
+    fn emit(&mut self, which: EmitTo) -> Result<Vec<ArrayRef>> {
+        let EmitTo::All = which else {
+            return Err(DataFusionError::Internal("an index of keys gives all of them or none".to_owned()));
+        };
+        let keys = std::mem::take(&mut self.keys);
+        let null = self.null.take();
+        let nulls = null.map(|null| (0..keys.len()).map(|number| number != null as usize).collect::<NullBuffer>());
+        // As many are likely to come again; a table that had far fewer than it has room for gives it back.
+        self.keys.reserve(keys.len());
+        let slots = if keys.len() * 16 < self.slots.len() { self.slots.len() / 8 } else { self.slots.len() };
+        self.lay_out(slots.max(LEAST_SLOTS));
+        let keys = PrimitiveArray::<T>::new(keys.into(), nulls).with_data_type(self.data_type.clone());
+        Ok(vec![Arc::new(keys)])
+    }
+
+    fn clear_shrink(&mut self, _rows: usize) {
+        self.keys.clear();
+        self.null = None;
+        self.lay_out(self.slots.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use arrow::array::{Int64Array, TimestampSecondArray};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn intern(index: &mut dyn GroupValues, keys: ArrayRef) -> Vec<usize> {
+        let mut numbers = vec![7; 3];
+        index.intern(&[keys], &mut numbers).unwrap();
+        numbers
+    }
+
+    fn keys() -> impl Strategy<Value = Vec<Option<i64>>> {
+        // Few values that meet again, and values of which many share their low or their high bits.
+        let key = prop_oneof![
+            (0..40i64).prop_map(Some),
+            (0..300i64).prop_map(|key| Some(key << 40)),
+            any::<i64>().prop_map(Some),
+            Just(Some(0)),
+        ];
+        let some_null = prop_oneof![3 => key.clone(), 1 => Just(None)];
+        prop_oneof![proptest::collection::vec(key, 0..400), proptest::collection::vec(some_null, 0..400)]
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_keys_as_a_map_does(batches in proptest::collection::vec(keys(), 1..12), taken_after in 1..6usize) {
+            let mut index = of_type(&DataType::Int64).unwrap();
+            let (mut model, mut order) = (HashMap::new(), Vec::new());
+            for (at, batch) in batches.iter().enumerate() {
+                let numbers = intern(index.as_mut(), Arc::new(Int64Array::from(batch.clone())));
+                prop_assert_eq!(numbers.len(), batch.len());
+                for (key, number) in batch.iter().zip(numbers) {
+                    let next = model.len();
+                    let expected = *model.entry(*key).or_insert_with(|| { order.push(*key); next });
+                    prop_assert_eq!(number, expected);
+                }
+                prop_assert_eq!(index.len(), model.len());
+                if at % taken_after == 0 {
+                    let expected: ArrayRef = Arc::new(Int64Array::from(std::mem::take(&mut order)));
+                    prop_assert_eq!(&index.emit(EmitTo::All).unwrap()[0], &expected);
+                    prop_assert!(index.is_empty());
+                    model.clear();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_zone_stays_with_the_keys() {
+        let times = TimestampSecondArray::from(vec![Some(5), None, Some(5)]).with_timezone("+02:00");
+        let mut index = of_type(times.data_type()).unwrap();
+        assert_eq!(intern(index.as_mut(), Arc::new(times.clone())), [0, 1, 0]);
+        assert_eq!(index.emit(EmitTo::All).unwrap()[0].as_ref(), &times.slice(0, 2));
+    }
+
+    #[test]
+    fn room_for_many_keys_is_given_back_when_they_do_not_come_again() {
+        let mut index = of_type(&DataType::Int64).unwrap();
+        intern(index.as_mut(), Arc::new(Int64Array::from_iter_values(0..200_000)));
+        let full = index.size();
+        for _ in 0..8 {
+            index.emit(EmitTo::All).unwrap();
+            intern(index.as_mut(), Arc::new(Int64Array::from_iter_values(0..10)));
+        }
+        assert!(full > 2_000_000 && index.size() < 10_000, "{full} bytes, then {}", index.size());
+    }
+
+    #[test]
+    fn other_keys_than_its_own_are_refused() {
+        let mut index = of_type(&DataType::Int64).unwrap();
+        let texts: ArrayRef = Arc::new(arrow::array::StringArray::from(vec!["a"]));
+        assert!(index.intern(&[texts], &mut Vec::new()).is_err());
+        assert!(of_type(&DataType::Utf8).is_none());
+    }
+}
