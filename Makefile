@@ -38,8 +38,8 @@ chaos: build ## Kill and restart the influencer pipeline under load [CHAOS_KILLS
 chaos-short: build ## The same, with 5 kills: what make test runs
 	cargo test --release -p tickhouse-tests --test chaos -- --nocapture
 
-bench: build ## Measure everything but the million, each figure beside what it is compared to; the report is target/bench/report.md
-	target/release/tickhouse bench all
+bench: build ## Measure everything, each figure beside what it is compared to; the report is target/bench/report.md
+	target/release/tickhouse bench all --flame-graph
 
 bench-short: build ## The same with less work: a few minutes
 	target/release/tickhouse bench all --short

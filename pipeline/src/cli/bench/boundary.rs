@@ -7,8 +7,11 @@ use std::task::Poll;
 use std::time::Instant;
 
 use arrow::array::{ArrayRef, Int64Array};
+use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tickhouse::udf::{AsyncUdf, UdfCatalog};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use super::machine::Usage;
@@ -22,7 +25,7 @@ const AT_ONCE: u64 = 256;
 
 const RUNS: usize = 3;
 
-/// What a process that fetches is told, in its environment: `udf`, or `client`; and how many.
+/// What a process that fetches is told, in its environment: `udf`, `client` or `socket`; and how many.
 const WAY: &str = "TICKHOUSE_BENCH_WAY";
 const FETCHES: &str = "TICKHOUSE_BENCH_FETCHES";
 const API: &str = "MOCKSTAGRAM_URL";
@@ -96,7 +99,10 @@ pub async fn fetches(udf: &Path) -> Outcome {
         // One thread, as an instance of a UDF has.
         tokio::task::spawn_blocking(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(bare_client(&url, count, pk))
+            match way.as_str() {
+                "socket" => runtime.block_on(bare_sockets(&url, count, pk)),
+                _ => runtime.block_on(bare_client(&url, count, pk)),
+            }
         })
         .await??;
     }
@@ -122,6 +128,57 @@ async fn bare_client(url: &str, count: u64, pk: impl Fn(u64) -> i64) -> Outcome 
     Ok(())
 }
 
+/// The fetches without HTTP: a request is written, and whatever comes is the answer. What is left is the system's work.
+async fn bare_sockets(url: &str, count: u64, pk: impl Fn(u64) -> i64) -> Outcome {
+    let host = url.trim_start_matches("http://");
+    let tasks = (0..AT_ONCE).map(|first| {
+        let pk = &pk;
+        async move {
+            let mut socket = TcpStream::connect(host).await?;
+            socket.set_nodelay(true)?;
+            let mut answer = vec![0; 4096];
+            for n in (first..count).step_by(AT_ONCE as usize) {
+                let request = format!("GET /api/v1/influencers/{} HTTP/1.1\r\nhost: {host}\r\n\r\n", pk(n));
+                socket.write_all(request.as_bytes()).await?;
+                let length = socket.read(&mut answer).await?;
+                if !answer.get(..length).is_some_and(|answer| answer.starts_with(b"HTTP/1.1 200")) {
+                    return Err("the stand-in has not answered with a reading".into());
+                }
+            }
+            Ok::<_, Failure>(())
+        }
+    });
+    futures::future::try_join_all(tasks).await?;
+    Ok(())
+}
+
+/// Seconds of a future that is given to another thread's runtime and awaited there: what each call of an async function that
+/// lives on a thread of its own takes at the least, as many at once as fit.
+async fn handed_over(calls: u64) -> Result<f64, Failure> {
+    let (send, mut receive) = tokio::sync::mpsc::channel::<tokio::sync::oneshot::Sender<u64>>(AT_ONCE as usize);
+    let answering = std::thread::spawn(move || {
+        while let Some(answer) = receive.blocking_recv() {
+            // Nobody waits for it any more: the benchmark was stopped.
+            let _ = answer.send(0);
+        }
+    });
+    let begun = Instant::now();
+    let mut waiting = futures::stream::FuturesUnordered::new();
+    for _ in 0..calls {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        send.send(answer).await?;
+        waiting.push(answered);
+        if waiting.len() as u64 >= AT_ONCE {
+            waiting.next().await;
+        }
+    }
+    while waiting.next().await.is_some() {}
+    let seconds = begun.elapsed().as_secs_f64();
+    drop(send);
+    answering.join().map_err(|_| "the answering thread has panicked")?;
+    Ok(seconds)
+}
+
 /// Lets another process fetch.
 async fn fetched(bench: &Bench<'_>, way: &str, url: &str, count: u64) -> Result<Fetched, Failure> {
     let mut command = Command::new(std::env::current_exe()?);
@@ -139,15 +196,17 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
     let mut section = Section::new("The boundary to UDFs");
     let calls = bench.size(2_000_000, 500_000);
     let catalog = UdfCatalog::open(&bench.args.programs.udf.join("testing"))?;
-    let mut took = Vec::new();
+    let (mut took, mut handed) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         took.push(at_once(&catalog, calls).await?);
+        handed.push(tokio::spawn(handed_over(calls)).await??);
     }
     let per_call = |of: fn(&Fetched) -> f64, count: u64, all: &[Fetched]| {
         median(all.iter().map(of).collect()) * 1e6 / count as f64
     };
     let each = per_call(|took| took.seconds, calls, &took);
-    section.tell(Figure::new("a call that returns at once", each, "µs").at_most(3.0));
+    let figure = Figure::new("a call that returns at once", each, "µs").at_most(3.0);
+    section.tell(figure.limit("a message to another thread and back", median(handed) * 1e6 / calls as f64));
     section.tell(Figure::new("CPU of a call that returns at once", per_call(|took| took.cpu, calls, &took), "µs"));
 
     let folder = tempfile::tempdir()?;
@@ -155,20 +214,23 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
     let api = Service::new("mockstagram", &program).args(["--until-stdin-closes", "--http", "127.0.0.1:0"]);
     let api = api.start(folder.path()).await?;
     let count = bench.size(400_000, 100_000);
-    let (mut udf, mut client) = (Vec::new(), Vec::new());
+    let (mut udf, mut client, mut socket) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
+        socket.push(fetched(bench, "socket", api.url(), count).await?);
         client.push(fetched(bench, "client", api.url(), count).await?);
         udf.push(fetched(bench, "udf", api.url(), count).await?);
     }
     api.stop().await?;
     let rate = |all: &[Fetched]| 1e6 / per_call(|took| took.seconds, count, all);
     let figure = Figure::new("fetches through the boundary", rate(&udf), "fetches/s");
-    section.tell(figure.against("a bare reqwest client", rate(&client)).ratio_at_least(0.8));
+    let figure = figure.against("a bare reqwest client", rate(&client)).ratio_at_least(0.8);
+    section.tell(figure.limit("bytes through sockets", rate(&socket)));
     let cpu = |all: &[Fetched]| per_call(|took| took.cpu, count, all);
     section.tell(
         Figure::new("CPU of a fetch through the boundary", cpu(&udf), "µs")
-            .against("a bare reqwest client", cpu(&client)),
+            .against("a bare reqwest client", cpu(&client))
+            .limit("bytes through sockets", cpu(&socket)),
     );
-    section.note(format!("{AT_ONCE} requests at once, from one thread, to the stand-in on the same machine; the client reads the body and throws it away, the UDF parses it."));
+    section.note(format!("{AT_ONCE} requests at once, from one thread, to the stand-in on the same machine; the client reads the body and throws it away, the UDF parses it; through sockets a request is bytes that are written, an answer bytes that are read: the work of the system alone."));
     Ok(section)
 }

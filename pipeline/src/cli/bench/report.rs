@@ -13,6 +13,9 @@ use crate::cli::Failure;
 const JSON: &str = "report.json";
 const MARKDOWN: &str = "report.md";
 
+const HEAD: &str = "| | figure | unit | compared to | ratio | aim | met | physical limit | reached |\n\
+                    | --- | ---: | --- | --- | ---: | --- | --- | --- | ---: |\n";
+
 /// What was measured last by each benchmark.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Report {
@@ -55,6 +58,8 @@ pub struct Figure {
     #[serde(skip_serializing_if = "Option::is_none")]
     compared: Option<Compared>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<Limit>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     aim: Option<Aim>,
     #[serde(skip_serializing_if = "Option::is_none")]
     met: Option<bool>,
@@ -67,6 +72,15 @@ struct Compared {
     value: f64,
     /// The figure divided by it.
     ratio: f64,
+}
+
+/// What the machine would allow, whatever the program.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Limit {
+    of: String,
+    value: f64,
+    /// How near the figure comes to it: 1 is there.
+    reached: f64,
 }
 
 /// What a figure should be.
@@ -82,12 +96,20 @@ enum Aim {
 impl Figure {
     /// `value`, in `unit`.
     pub fn new(name: impl Into<String>, value: f64, unit: impl Into<String>) -> Self {
-        Self { name: name.into(), value, unit: unit.into(), compared: None, aim: None, met: None }
+        Self { name: name.into(), value, unit: unit.into(), compared: None, limit: None, aim: None, met: None }
     }
 
     /// Compares it to a value of the same unit.
     pub fn against(mut self, to: impl Into<String>, value: f64) -> Self {
         self.compared = Some(Compared { to: to.into(), value, ratio: self.value / value });
+        self
+    }
+
+    /// The machine allows no more (of a speed), or no less (of a cost), than a value of the same unit: what `of` takes alone,
+    /// measured in the same run.
+    pub fn limit(mut self, of: impl Into<String>, value: f64) -> Self {
+        let reached = self.value.min(value) / self.value.max(value);
+        self.limit = Some(Limit { of: of.into(), value, reached });
         self
     }
 
@@ -125,6 +147,9 @@ impl std::fmt::Display for Figure {
         }
         if let Some(aim) = self.aim {
             write!(f, "; aim {}", aim.text())?;
+        }
+        if let Some(Limit { of, value, reached }) = &self.limit {
+            write!(f, "; limit, {of}: {}, at {}", number(*value), number(*reached))?;
         }
         match self.met {
             Some(false) => f.write_str(", missed"),
@@ -200,14 +225,16 @@ impl Report {
     }
 
     fn markdown(&self) -> String {
-        let mut text = "# Benchmarks\n\nEach figure stands beside what it is compared to in the same run.\n".to_owned();
+        let mut text = "# Benchmarks\n\nEach figure stands beside what it is compared to in the same run. A physical limit is what the machine takes for the \
+             bare work, measured beside it; reached is how near the figure comes to it, 1 being there.\n"
+            .to_owned();
         for section in self.sections.values() {
             let _ = write!(text, "\n## {}\n\n", section.title);
             if let Some(Run { date, commit, short, machine }) = &section.run {
                 let short = if *short { ", a short run" } else { "" };
                 let _ = writeln!(text, "{date}, commit {commit}{short}. {machine}\n");
             }
-            text.push_str("| | figure | unit | compared to | ratio | aim | met |\n| --- | ---: | --- | --- | ---: | --- | --- |\n");
+            text.push_str(HEAD);
             for figure in &section.figures {
                 let _ = writeln!(text, "{}", row(figure));
             }
@@ -223,7 +250,7 @@ impl Report {
 }
 
 fn row(figure: &Figure) -> String {
-    let Figure { name, value, unit, compared, aim, met } = figure;
+    let Figure { name, value, unit, compared, limit, aim, met } = figure;
     let (to, ratio) = match compared {
         Some(Compared { to, value, ratio }) => (format!("{to}: {}", number(*value)), number(*ratio)),
         None => (String::new(), String::new()),
@@ -234,7 +261,11 @@ fn row(figure: &Figure) -> String {
         Some(false) => "no",
         None => "",
     };
-    format!("| {name} | {} | {unit} | {to} | {ratio} | {aim} | {met} |", number(*value))
+    let (limit, reached) = match limit {
+        Some(Limit { of, value, reached }) => (format!("{of}: {}", number(*value)), number(*reached)),
+        None => (String::new(), String::new()),
+    };
+    format!("| {name} | {} | {unit} | {to} | {ratio} | {aim} | {met} | {limit} | {reached} |", number(*value))
 }
 
 /// Three digits that count, and no more zeros than people like to read.
@@ -278,7 +309,7 @@ mod tests {
         for (name, value) in [("a", 1.0), ("b", 2.0), ("a", 3.0)] {
             let mut report = Report::open(folder.path()).unwrap();
             let mut section = Section::new(format!("Section {name}"));
-            section.figures.push(Figure::new("f", value, "s").against("g", 2.0).ratio_at_least(1.0));
+            section.figures.push(Figure::new("f", value, "s").against("g", 2.0).ratio_at_least(1.0).limit("the wire", 0.6));
             report.put(name, section, run());
             report.write(folder.path()).unwrap();
         }
@@ -286,7 +317,8 @@ mod tests {
         let values: Vec<_> = report.sections.values().map(|section| section.figures[0].value).collect();
         assert_eq!(values, [3.0, 2.0]);
         let text = std::fs::read_to_string(folder.path().join(MARKDOWN)).unwrap();
-        assert!(text.contains("| f | 3.00 | s | g: 2.00 | 1.50 | ratio at least 1.00 | yes |"), "{text}");
+        let row = "| f | 3.00 | s | g: 2.00 | 1.50 | ratio at least 1.00 | yes | the wire: 0.60 | 0.20 |";
+        assert!(text.contains(row), "{text}");
         std::fs::write(folder.path().join(JSON), "{").unwrap();
         assert!(Report::open(folder.path()).unwrap_err().to_string().contains("is no report"));
     }

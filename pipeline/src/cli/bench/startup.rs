@@ -60,8 +60,8 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
     let mut section = Section::new("Start-up");
     let figure = Figure::new("from the start of the process to the first row", median(row), "ms");
     let version = median(version);
-    section.tell(figure.against("the process alone (--version)", version));
+    section.tell(figure.limit("the process alone (--version)", version));
     let figure = Figure::new("checking the influencer pipeline: planning, and the UDF libraries", median(check), "ms");
-    section.tell(figure.against("the process alone (--version)", version));
+    section.tell(figure.limit("the process alone (--version)", version));
     Ok(section)
 }
