@@ -309,7 +309,9 @@ mod tests {
         for (name, value) in [("a", 1.0), ("b", 2.0), ("a", 3.0)] {
             let mut report = Report::open(folder.path()).unwrap();
             let mut section = Section::new(format!("Section {name}"));
-            section.figures.push(Figure::new("f", value, "s").against("g", 2.0).ratio_at_least(1.0).limit("the wire", 0.6));
+            section
+                .figures
+                .push(Figure::new("f", value, "s").against("g", 2.0).ratio_at_least(1.0).limit("the wire", 0.6));
             report.put(name, section, run());
             report.write(folder.path()).unwrap();
         }

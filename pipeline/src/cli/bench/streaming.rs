@@ -23,6 +23,8 @@ struct Case {
     name: &'static str,
     pipeline: &'static str,
     batch: &'static str,
+    /// The same with the event time in its result: a pipeline carries it along whatever the query names.
+    with_time: Option<&'static str>,
     rows: u64,
     keys: u64,
     has_text: bool,
@@ -36,11 +38,20 @@ const TUMBLE_OF_BATCH: &str = "SELECT k, date_bin(interval '10 second', t, to_ti
                                FROM events GROUP BY k, start";
 
 fn cases(bench: &Bench<'_>) -> Vec<Case> {
-    let case =
-        |name, pipeline, batch, rows, keys| Case { name, pipeline, batch, rows, keys, has_text: false, aim: 0.7 };
+    let case = |name, pipeline, batch, rows, keys| Case {
+        name,
+        pipeline,
+        batch,
+        with_time: None,
+        rows,
+        keys,
+        has_text: false,
+        aim: 0.7,
+    };
     vec![
         Case {
             aim: 0.9,
+            with_time: Some("SELECT k, v * 2 + 1 AS w, t FROM events WHERE v % 3 <> 0"),
             ..case(
                 "projection and filter",
                 "SELECT k, v * 2 + 1 AS w FROM events WHERE v % 3 <> 0",
@@ -191,7 +202,7 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
         let batches: Arc<[RecordBatch]> = events(&case)?.into();
         let mut rates = Vec::new();
         for parallelism in asked_for {
-            let (mut stream, mut whole, mut read) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut stream, mut whole, mut timed, mut read) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             for _ in 0..RUNS {
                 read.push(read_all(&batches, parallelism));
                 let (rows, query) = (Arc::clone(&batches), case.pipeline);
@@ -200,12 +211,22 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
                 let (rows, query) = (Arc::clone(&batches), case.batch);
                 let work = move || async move { batch(query, &rows, parallelism).await };
                 whole.push(on_threads(parallelism, work).await?);
+                if let Some(query) = case.with_time {
+                    let rows = Arc::clone(&batches);
+                    let work = move || async move { batch(query, &rows, parallelism).await };
+                    timed.push(on_threads(parallelism, work).await?);
+                }
             }
             let rate = |seconds: Vec<f64>| case.rows as f64 / median(seconds) / 1e6;
             let (stream, whole, read) = (rate(stream), rate(whole), rate(read));
             rates.push((stream, whole));
-            let figure = Figure::new(name(parallelism), stream, "million rows/s").against("DataFusion's batch engine", whole);
+            let figure =
+                Figure::new(name(parallelism), stream, "million rows/s").against("DataFusion's batch engine", whole);
             section.tell(figure.ratio_at_least(case.aim).limit("reading the bytes", read));
+            if !timed.is_empty() {
+                let figure = Figure::new(name(parallelism), stream, "million rows/s");
+                section.tell(figure.against("the batch engine, with the event time in its result", rate(timed)));
+            }
         }
         if let [(one, batch_one), (two, batch_two)] = rates.as_slice() {
             let name = format!("{}, from 1 subtask to 2", case.name);
