@@ -190,6 +190,39 @@ fn read_all(batches: &[RecordBatch], threads: usize) -> f64 {
     begun.elapsed().as_secs_f64()
 }
 
+/// Million rows per second of each side of a comparison.
+#[derive(Debug, Clone, Copy)]
+struct Rates {
+    streaming: f64,
+    batch: f64,
+    /// The batch engine's with the event time in its result.
+    with_time: Option<f64>,
+    /// Of reading the bytes.
+    reading: f64,
+}
+
+/// Runs all sides of a comparison, in turns.
+async fn compare(case: &Case, batches: &Arc<[RecordBatch]>, parallelism: usize) -> Result<Rates, Failure> {
+    let in_batch = async |query| {
+        let rows = Arc::clone(batches);
+        on_threads(parallelism, move || async move { batch(query, &rows, parallelism).await }).await
+    };
+    let (mut stream, mut whole, mut timed, mut read) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        read.push(read_all(batches, parallelism));
+        let (rows, query) = (Arc::clone(batches), case.pipeline);
+        let work = move || async move { streaming(query, &rows, parallelism).await };
+        stream.push(on_threads(parallelism, work).await?);
+        whole.push(in_batch(case.batch).await?);
+        if let Some(query) = case.with_time {
+            timed.push(in_batch(query).await?);
+        }
+    }
+    let rate = |seconds: Vec<f64>| case.rows as f64 / median(seconds) / 1e6;
+    let with_time = case.with_time.map(|_| rate(timed));
+    Ok(Rates { streaming: rate(stream), batch: rate(whole), with_time, reading: rate(read) })
+}
+
 /// Runs the benchmark.
 pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
     let mut section = Section::new("The cost of streaming");
@@ -200,38 +233,24 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
             continue;
         }
         let batches: Arc<[RecordBatch]> = events(&case)?.into();
-        let mut rates = Vec::new();
+        let mut all = Vec::new();
         for parallelism in asked_for {
-            let (mut stream, mut whole, mut timed, mut read) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            for _ in 0..RUNS {
-                read.push(read_all(&batches, parallelism));
-                let (rows, query) = (Arc::clone(&batches), case.pipeline);
-                let work = move || async move { streaming(query, &rows, parallelism).await };
-                stream.push(on_threads(parallelism, work).await?);
-                let (rows, query) = (Arc::clone(&batches), case.batch);
-                let work = move || async move { batch(query, &rows, parallelism).await };
-                whole.push(on_threads(parallelism, work).await?);
-                if let Some(query) = case.with_time {
-                    let rows = Arc::clone(&batches);
-                    let work = move || async move { batch(query, &rows, parallelism).await };
-                    timed.push(on_threads(parallelism, work).await?);
-                }
+            let rates = compare(&case, &batches, parallelism).await?;
+            let figure = Figure::new(name(parallelism), rates.streaming, "million rows/s")
+                .against("DataFusion's batch engine", rates.batch)
+                .ratio_at_least(case.aim)
+                .limit("reading the bytes", rates.reading);
+            section.tell(figure);
+            if let Some(rate) = rates.with_time {
+                let figure = Figure::new(name(parallelism), rates.streaming, "million rows/s");
+                section.tell(figure.against("the batch engine, with the event time in its result", rate));
             }
-            let rate = |seconds: Vec<f64>| case.rows as f64 / median(seconds) / 1e6;
-            let (stream, whole, read) = (rate(stream), rate(whole), rate(read));
-            rates.push((stream, whole));
-            let figure =
-                Figure::new(name(parallelism), stream, "million rows/s").against("DataFusion's batch engine", whole);
-            section.tell(figure.ratio_at_least(case.aim).limit("reading the bytes", read));
-            if !timed.is_empty() {
-                let figure = Figure::new(name(parallelism), stream, "million rows/s");
-                section.tell(figure.against("the batch engine, with the event time in its result", rate(timed)));
-            }
+            all.push(rates);
         }
-        if let [(one, batch_one), (two, batch_two)] = rates.as_slice() {
+        if let [one, two] = all.as_slice() {
             let name = format!("{}, from 1 subtask to 2", case.name);
-            let figure = Figure::new(name, two / one, "times as fast");
-            section.tell(figure.against("DataFusion's batch engine, from 1 partition to 2", batch_two / batch_one));
+            let figure = Figure::new(name, two.streaming / one.streaming, "times as fast");
+            section.tell(figure.against("DataFusion's batch engine, from 1 partition to 2", two.batch / one.batch));
         }
     }
     section.note(format!(
