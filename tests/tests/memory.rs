@@ -158,7 +158,7 @@ async fn assert_whole(stack: &Stack) {
     assert_eq!(wrong, 0, "texts that do not belong to their number");
 }
 
-/// Two subtasks hold two epochs each, of up to 32 MiB, beside some 80 MiB that the pipeline takes with nothing to do; the rest is
+/// Two subtasks hold two epochs each, of up to 16 MiB, beside some 80 MiB that the pipeline takes with nothing to do; the rest is
 /// what the allocator has not given back.
 #[tokio::test]
 async fn memory_stays_where_it_is_behind_a_slow_clickhouse() {

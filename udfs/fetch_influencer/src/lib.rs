@@ -183,10 +183,14 @@ async fn fetch(upstream: &Upstream, pk: i64, attempts: &mut u32) -> Result<(Stat
     let deadline = Instant::now() + settings.budget.min(settings.left_of_window());
     loop {
         settings.wait_for_slot(deadline).await?;
-        // No timer: permits go round in turn, and those who hold one came earlier, with earlier deadlines. Behind a call that tries
-        // again the wait may end later than its own, by one attempt at most.
-        let permit = match upstream.connections.acquire().await {
-            Ok(permit) if deadline.saturating_duration_since(Instant::now()) >= LEAST_ATTEMPT => permit,
+        let free = upstream.connections.acquire();
+        // Permits go round in turn: ahead of a first attempt are calls with earlier deadlines, which end before its own.
+        let permit = match *attempts {
+            0 => free.await.ok(),
+            _ => timeout_at(deadline, free).await.ok().and_then(Result::ok),
+        };
+        let permit = match permit {
+            Some(permit) if deadline.saturating_duration_since(Instant::now()) >= LEAST_ATTEMPT => permit,
             _ => {
                 let message = format!(
                     "no connection became free in the time that the call had ({:?}, its window)",

@@ -21,7 +21,7 @@ use crate::state::{Restored, Snapshot};
 const VERSION: &str = "version";
 
 /// When a subtask has staged so much, it asks for a checkpoint.
-const MAX_STAGED_BYTES: usize = 32 << 20;
+const MAX_STAGED_BYTES: usize = 16 << 20;
 
 /// So much memory of gathered rows is a batch, however few rows they are.
 const MAX_BYTES: usize = 16 << 20;
