@@ -376,6 +376,9 @@ impl Settings {
             Ok(url) if !url.username().is_empty() || url.password().is_some() => {
                 return Err("MOCKSTAGRAM_URL has a user name or password in it, which the API does not take".to_owned());
             }
+            Ok(url) if url.query().is_some() || url.fragment().is_some() => {
+                return Err(format!("MOCKSTAGRAM_URL must end with its path, without `?` or `#`: {base:?}"));
+            }
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => url.as_str().parse::<Uri>().ok(),
             _ => None,
         }

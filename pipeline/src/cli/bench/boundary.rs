@@ -152,8 +152,8 @@ async fn bare_sockets(url: &str, count: u64, pk: impl Fn(u64) -> i64) -> Outcome
     Ok(())
 }
 
-/// Seconds of a future that is given to another thread's runtime and awaited there: what each call of an async function that
-/// lives on a thread of its own takes at the least, as many at once as fit.
+/// Seconds that so many messages to another thread and its answers take, [`AT_ONCE`] at once: the least that calls of a function
+/// take which lives on a thread of its own.
 async fn handed_over(calls: u64) -> Result<f64, Failure> {
     let (send, mut receive) = tokio::sync::mpsc::channel::<tokio::sync::oneshot::Sender<u64>>(AT_ONCE as usize);
     let answering = std::thread::spawn(move || {

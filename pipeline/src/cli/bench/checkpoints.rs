@@ -120,7 +120,7 @@ async fn restart() -> Result<(f64, u64), Failure> {
     Ok((took, rows))
 }
 
-/// Seconds that so many bytes take to a file, the fastest of three times.
+/// Seconds that so many bytes take to a file, the fastest of some times.
 fn written(bytes: u64) -> Result<f64, Failure> {
     let folder = tempfile::tempdir()?;
     let bytes: Vec<u8> = (0..bytes).map(|byte| byte as u8).collect();
@@ -150,8 +150,10 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
 
     let (took, rows) = restart().await?;
     let figure = Figure::new(format!("restart with {rows} rows of state, to the first row sent"), took, "s");
-    // What changes is gathered for a second before it is sent.
-    section.tell(figure.at_most(2.0).limit("the second for which an aggregate gathers changes", 1.0));
+    section.tell(figure.at_most(2.0));
+    section.note(
+        "Of a restart's time, one second is the aggregate's: it gathers changes for so long before it sends them.",
+    );
 
     let mut time = Vec::new();
     let mut bytes = Vec::new();

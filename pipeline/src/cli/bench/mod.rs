@@ -138,9 +138,13 @@ pub async fn run(args: BenchArgs) -> Outcome {
     }
     std::fs::create_dir_all(&args.out)
         .map_err(|error| format!("cannot make the folder {}: {error}", args.out.display()))?;
+    let names = Name::expanded(&args.names, args.short);
+    if args.only.is_some() && names != [Name::Streaming] {
+        return Err("--only chooses among the comparisons of `streaming`: name that benchmark, and no other".into());
+    }
     let mut signals = Signals::listen()?;
     let bench = Bench { args: &args };
-    for name in Name::expanded(&args.names, args.short) {
+    for name in names {
         say(format!("bench {}", name.text()));
         let section = tokio::select! {
             section = measure(&bench, name) => section?,

@@ -253,6 +253,9 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
             section.tell(figure.against("DataFusion's batch engine, from 1 partition to 2", two.batch / one.batch));
         }
     }
+    if let (true, Some(text)) = (section.figures.is_empty(), &bench.args.only) {
+        return Err(format!("no comparison has `{text}` in its name: `bench streaming --short` tells them all").into());
+    }
     section.note(format!(
         "Streaming takes a checkpoint each second into a folder. Medians of {RUNS} runs, in turns. The batch engine sees all rows \
          before it answers, and its result is the last row of each key; the updating query tells changes as well. Both run on as many \

@@ -174,6 +174,10 @@ async fn settings_that_are_wrong_end_the_instance_by_name() {
             vec![("MOCKSTAGRAM_URL", "http://me:secret@127.0.0.1:1")],
             "MOCKSTAGRAM_URL has a user name or password in it, which the API does not take",
         ),
+        (
+            vec![("MOCKSTAGRAM_URL", "http://127.0.0.1:1/?key=1")],
+            "MOCKSTAGRAM_URL must end with its path, without `?` or `#`",
+        ),
         (vec![good, ("FETCH_RETRIES", "many")], "FETCH_RETRIES must be a number from 0 to 10, not \"many\""),
         (vec![good, ("FETCH_WINDOW_MS", "1")], "FETCH_WINDOW_MS must be a number from 100 to 86400000"),
         (vec![good, ("FETCH_BUDGET_MS", "600000")], "FETCH_BUDGET_MS must be a number from 1 to 60000"),
