@@ -33,10 +33,10 @@ test: build ## Run every check and test; ends with one line, N passed, N failed
 	@scripts/test
 
 chaos: build ## Kill and restart the influencer pipeline under load [CHAOS_KILLS=50 CHAOS_SEED=n]
-	CHAOS_KILLS=$${CHAOS_KILLS:-50} cargo test --release -p tickhouse-tests --test chaos -- --nocapture
+	CHAOS_KILLS=$${CHAOS_KILLS:-50} cargo test --release -p tickhouse-tests --test end_to_end chaos:: -- --nocapture
 
 chaos-short: build ## The same, with 5 kills: what make test runs
-	cargo test --release -p tickhouse-tests --test chaos -- --nocapture
+	cargo test --release -p tickhouse-tests --test end_to_end chaos:: -- --nocapture
 
 bench: build ## Measure everything, each figure beside what it is compared to; the report is target/bench/report.md
 	target/release/tickhouse bench all --flame-graph
