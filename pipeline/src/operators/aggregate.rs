@@ -3,19 +3,30 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, BooleanArray};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array};
 use arrow::datatypes::{DataType, FieldRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
+use datafusion::physical_expr::expressions::Literal;
 use datafusion::physical_expr::{GroupsAccumulatorAdapter, PhysicalExpr};
 
-use super::NodeError;
 use super::error::column;
+use super::{BATCH_ROWS, NodeError};
 use crate::plan::StreamSchema;
 use crate::runtime::OperatorError;
 use crate::state::KeyIndex;
+
+/// What the rows of an aggregate's input are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AggregateInput {
+    /// The rows that are aggregated.
+    Rows,
+    /// The output of a [`super::PartialAggregate`] of the same calls: its keys, then the calls' states over some rows of the
+    /// keys.
+    States,
+}
 
 /// One aggregate function over the input's columns.
 #[derive(Debug, Clone)]
@@ -26,10 +37,28 @@ pub struct AggregateCall {
     pub filter: Option<usize>,
 }
 
+/// The functions whose states may be made of any rows in any order and merged in any order, and are a few values in size.
+const SPLITTABLE: [&str; 10] =
+    ["sum", "count", "avg", "min", "max", "bool_and", "bool_or", "bit_and", "bit_or", "bit_xor"];
+
 impl AggregateCall {
+    /// Whether it can be computed of states, each over some of the rows.
+    pub(super) fn can_be_split(&self) -> Result<bool, DataFusionError> {
+        let expr = &self.expr;
+        let by_name = SPLITTABLE.contains(&expr.fun().name()) && expr.groups_accumulator_supported();
+        let flat = || Ok(!self.state_fields()?.iter().any(|field| field.data_type().is_nested()));
+        if by_name && !expr.is_distinct() && expr.order_bys().is_empty() { flat() } else { Ok(false) }
+    }
+
     /// The output column.
     pub(super) fn field(&self) -> FieldRef {
         self.expr.field()
+    }
+
+    /// The columns of its state; null where the function has not seen a value.
+    pub(super) fn state_fields(&self) -> Result<Vec<FieldRef>, DataFusionError> {
+        let nullable = |field: &FieldRef| Arc::new(field.as_ref().clone().with_nullable(true));
+        Ok(self.expr.state_fields()?.iter().map(nullable).collect())
     }
 
     /// What the function is computed from: its arguments, then what it orders by.
@@ -67,6 +96,7 @@ impl fmt::Display for AggregateCall {
 /// An aggregation's keys and calls, checked against its input.
 #[derive(Debug, Clone)]
 pub(super) struct Aggregation {
+    pub(super) reads: AggregateInput,
     /// The key columns, as indexes into the input.
     pub(super) group: Vec<usize>,
     /// The key columns' fields.
@@ -80,6 +110,7 @@ impl Aggregation {
     pub(super) fn try_new(
         node: &'static str,
         input: &StreamSchema,
+        reads: AggregateInput,
         group: Vec<usize>,
         calls: Vec<AggregateCall>,
     ) -> Result<Self, NodeError> {
@@ -92,7 +123,9 @@ impl Aggregation {
             if call.expr.order_sensitivity().hard_requires() && !call.expr.fun().supports_within_group_clause() {
                 return Err(NodeError::Ordered { function: call.expr.fun().name().to_owned() });
             }
-            if let Some(filter) = call.filter {
+            if reads == AggregateInput::Rows
+                && let Some(filter) = call.filter
+            {
                 let field = column(node, input, filter)?;
                 if field.data_type() != &DataType::Boolean {
                     let (what, actual) = (field.name().clone(), field.data_type().clone());
@@ -100,7 +133,7 @@ impl Aggregation {
                 }
             }
         }
-        Ok(Self { group, keys, calls, timestamp: input.timestamp_index() })
+        Ok(Self { reads, group, keys, calls, timestamp: input.timestamp_index() })
     }
 
     /// For `explain` and the fingerprint.
@@ -108,30 +141,44 @@ impl Aggregation {
         let keys: Vec<_> =
             self.keys.iter().zip(&self.group).map(|(f, index)| format!("{}@{index}", f.name())).collect();
         let calls: Vec<_> = self.calls.iter().map(ToString::to_string).collect();
-        vec![("keys", keys.join(", ")), ("aggregates", calls.join(", "))]
+        let mut details = vec![("keys", keys.join(", ")), ("aggregates", calls.join(", "))];
+        if self.reads == AggregateInput::States {
+            details.push(("of", "states".to_owned()));
+        }
+        details
+    }
+
+    /// The key columns of a batch of the input.
+    pub(super) fn keys_of(&self, batch: &RecordBatch) -> Vec<ArrayRef> {
+        self.group.iter().filter_map(|index| batch.columns().get(*index)).map(Arc::clone).collect()
+    }
+
+    /// The columns of a batch of states that are the calls' states.
+    fn states_of<'b>(&self, batch: &'b RecordBatch) -> &'b [ArrayRef] {
+        batch.columns().get(self.keys.len()..self.timestamp).unwrap_or_default()
     }
 }
 
 /// An aggregation's functions with the expressions that feed them, ready to run.
 pub(super) struct Functions {
     functions: Vec<Function>,
+    /// The counts of single rows.
+    ones: Int64Array,
 }
 
 struct Function {
     call: AggregateCall,
     inputs: Vec<Arc<dyn PhysicalExpr>>,
-    /// The columns of its state; null where a function has not seen a value.
     state: Vec<FieldRef>,
 }
 
 impl Functions {
     pub(super) fn try_new(calls: &[AggregateCall]) -> Result<Self, OperatorError> {
-        let nullable = |field: &FieldRef| Arc::new(field.as_ref().clone().with_nullable(true));
         let function = |call: &AggregateCall| -> Result<Function, DataFusionError> {
-            let state = call.expr.state_fields()?.iter().map(nullable).collect();
-            Ok(Function { inputs: call.inputs(), call: call.clone(), state })
+            Ok(Function { inputs: call.inputs(), call: call.clone(), state: call.state_fields()? })
         };
-        Ok(Self { functions: calls.iter().map(function).collect::<Result<_, _>>()? })
+        let functions = calls.iter().map(function).collect::<Result<_, _>>()?;
+        Ok(Self { functions, ones: Int64Array::from_value(1, BATCH_ROWS) })
     }
 
     /// The columns of all states, in order.
@@ -154,7 +201,7 @@ impl Functions {
     }
 
     /// Adds the rows of `batch` to the groups with the numbers `groups`, of which there are `count`.
-    pub(super) fn add(
+    fn add(
         &self,
         accumulators: &mut Accumulators,
         batch: &RecordBatch,
@@ -162,13 +209,55 @@ impl Functions {
         count: usize,
     ) -> Result<(), OperatorError> {
         for (function, accumulator) in self.functions.iter().zip(&mut accumulators.0) {
-            let inputs = function.inputs.iter().map(|expr| expr.evaluate(batch)?.into_array(batch.num_rows()));
-            let inputs = inputs.collect::<Result<Vec<_>, DataFusionError>>()?;
-            let filter = function.call.filter.and_then(|index| batch.columns().get(index));
-            let filter: Option<&BooleanArray> = filter.map(|column| column.as_boolean());
+            let (inputs, filter) = function.inputs(batch)?;
             accumulator.update_batch(&inputs, groups, filter, count)?;
         }
         Ok(())
+    }
+
+    /// The states over each row of `batch` alone, as [`Functions::state_fields`] says, made by `accumulators`, which stay
+    /// as they are.
+    pub(super) fn states_of_rows(
+        &self,
+        accumulators: &Accumulators,
+        batch: &RecordBatch,
+    ) -> Result<Vec<ArrayRef>, OperatorError> {
+        let mut states: Vec<ArrayRef> = Vec::new();
+        for (function, accumulator) in self.functions.iter().zip(&accumulators.0) {
+            if function.counts_rows() && batch.num_rows() <= self.ones.len() {
+                states.push(Arc::new(self.ones.slice(0, batch.num_rows())));
+                continue;
+            }
+            let (inputs, filter) = function.inputs(batch)?;
+            match inputs.as_slice() {
+                [value] if filter.is_none() && function.keeps(value) => states.push(Arc::clone(value)),
+                _ => states.extend(accumulator.convert_to_state(&inputs, filter)?),
+            }
+        }
+        Ok(states)
+    }
+}
+
+impl Function {
+    /// Whether it counts all rows, whatever is in them.
+    fn counts_rows(&self) -> bool {
+        let is_value = |expr: &Arc<dyn PhysicalExpr>| {
+            expr.downcast_ref::<Literal>().is_some_and(|literal| !literal.value().is_null())
+        };
+        self.call.expr.fun().name() == "count" && self.call.filter.is_none() && self.inputs.iter().all(is_value)
+    }
+
+    /// Whether its state over one row is the row's value: what the function would make of it takes memory and time.
+    fn keeps(&self, value: &ArrayRef) -> bool {
+        let [state] = self.state.as_slice() else { return false };
+        ["sum", "min", "max"].contains(&self.call.expr.fun().name()) && value.data_type() == state.data_type()
+    }
+
+    /// What it is computed from over the rows of `batch`, and which of them count.
+    fn inputs<'b>(&self, batch: &'b RecordBatch) -> Result<(Vec<ArrayRef>, Option<&'b BooleanArray>), DataFusionError> {
+        let inputs = self.inputs.iter().map(|expr| expr.evaluate(batch)?.into_array(batch.num_rows()));
+        let filter = self.call.filter.and_then(|index| batch.columns().get(index));
+        Ok((inputs.collect::<Result<_, _>>()?, filter.map(|column| column.as_boolean())))
     }
 }
 
@@ -230,16 +319,21 @@ impl Groups {
         self.keys.len()
     }
 
-    /// Adds the rows of `batch`. Returns the number of each row's group.
+    /// Adds the rows, or states, of `batch`. Returns the number of each row's group.
     pub(super) fn add(
         &mut self,
         aggregation: &Aggregation,
         functions: &Functions,
         batch: &RecordBatch,
     ) -> Result<&[usize], OperatorError> {
-        let keys: Vec<_> = aggregation.group.iter().filter_map(|i| batch.columns().get(*i)).map(Arc::clone).collect();
-        self.keys.intern(&keys, batch.num_rows(), &mut self.numbers)?;
-        functions.add(&mut self.accumulators, batch, &self.numbers, self.keys.len())?;
+        let keys = aggregation.keys_of(batch);
+        match aggregation.reads {
+            AggregateInput::States => self.merge(functions, &keys, aggregation.states_of(batch), batch.num_rows())?,
+            AggregateInput::Rows => {
+                self.keys.intern(&keys, batch.num_rows(), &mut self.numbers)?;
+                functions.add(&mut self.accumulators, batch, &self.numbers, self.keys.len())?;
+            }
+        }
         Ok(&self.numbers)
     }
 

@@ -8,8 +8,11 @@ mod async_udf;
 mod error;
 mod gathered;
 mod held;
+mod latest;
 mod memory_table;
+mod partial_aggregate;
 mod project;
+mod reduction;
 #[cfg(test)]
 mod testing;
 mod tumbling_aggregate;
@@ -18,11 +21,13 @@ mod updating_aggregate;
 mod updating_rows;
 mod watermark;
 mod window_groups;
+mod windows;
 
-pub use aggregate::AggregateCall;
+pub use aggregate::{AggregateCall, AggregateInput};
 pub use async_udf::AsyncUdf;
 pub use error::NodeError;
 pub use memory_table::MemoryTable;
+pub use partial_aggregate::PartialAggregate;
 pub use project::Project;
 pub use tumbling_aggregate::TumblingAggregate;
 pub use unnest::Unnest;

@@ -5,14 +5,14 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{ArrayRef, AsArray, StructArray, TimestampNanosecondArray, UInt32Array};
-use arrow::compute::take_record_batch;
-use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef, TimeUnit, TimestampNanosecondType};
+use arrow::array::{ArrayRef, AsArray, StructArray, TimestampNanosecondArray};
+use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef, TimeUnit};
 use arrow::record_batch::RecordBatch;
 
 use super::aggregate::{Aggregation, Functions};
 use super::window_groups::{Piece, WindowGroups};
-use super::{AggregateCall, BATCH_ROWS, NodeError};
+use super::windows::Windows;
+use super::{AggregateCall, AggregateInput, BATCH_ROWS, NodeError};
 use crate::plan::{NodePlan, StreamKind, StreamSchema};
 use crate::runtime::{Body, Context, Operator, OperatorError, Stage, Subtask, Time, Watermark};
 use crate::state::{Part, Restored, Snapshot};
@@ -32,30 +32,28 @@ const WATERMARK: &str = "watermark";
 #[derive(Debug)]
 pub struct TumblingAggregate {
     aggregation: Aggregation,
-    width: i64,
+    windows: Windows,
     window_position: usize,
     window: FieldRef,
     output: StreamSchema,
 }
 
 impl TumblingAggregate {
-    /// Aggregates `input` by columns `group` and by windows of `width`.
+    /// Aggregates `input`, which `reads` says what it has, by columns `group` and by windows of `width`.
     ///
     /// The output has the group columns in order, with the window, a struct of `start` and `end` named `window_name`, put
     /// in at `window_position` (0 is first), then the aggregates. Event time is the window's end - 1 ns.
     pub fn try_new(
         input: &StreamSchema,
+        reads: AggregateInput,
         width: Duration,
         group: Vec<usize>,
         window_position: usize,
         window_name: String,
         aggregates: Vec<AggregateCall>,
     ) -> Result<Self, NodeError> {
-        let aggregation = Aggregation::try_new(KIND, input, group, aggregates)?;
-        let width = match i64::try_from(width.as_nanos()) {
-            Ok(width) if width > 0 => width,
-            _ => return Err(NodeError::Duration { node: KIND, what: "window width" }),
-        };
+        let aggregation = Aggregation::try_new(KIND, input, reads, group, aggregates)?;
+        let windows = Windows::of_width(width).ok_or(NodeError::Duration { node: KIND, what: "window width" })?;
         let window = Arc::new(Field::new(window_name, DataType::Struct(bounds()), false));
         let mut fields = aggregation.keys.clone();
         if window_position > fields.len() {
@@ -64,7 +62,7 @@ impl TumblingAggregate {
         fields.insert(window_position, Arc::clone(&window));
         fields.extend(aggregation.calls.iter().map(AggregateCall::field));
         let output = StreamSchema::new(fields, StreamKind::Append)?;
-        Ok(Self { aggregation, width, window_position, window, output })
+        Ok(Self { aggregation, windows, window_position, window, output })
     }
 }
 
@@ -80,7 +78,7 @@ impl NodePlan for TumblingAggregate {
     }
 
     fn details(&self) -> Vec<(&'static str, String)> {
-        let width = humantime::format_duration(Duration::from_nanos(self.width.unsigned_abs()));
+        let width = humantime::format_duration(self.windows.width());
         let mut details = vec![("window", format!("{} of {width} at {}", self.window.name(), self.window_position))];
         details.extend(self.aggregation.details());
         details
@@ -101,12 +99,12 @@ impl Stage for TumblingAggregate {
         let functions = Functions::try_new(&self.aggregation.calls)?;
         Ok(Body::Operator(Box::new(TumblingAggregateOperator {
             aggregation: self.aggregation.clone(),
-            width: self.width,
+            windows: self.windows,
             window_position: self.window_position,
             output: Arc::clone(self.output.schema()),
             saved: saved_schema(&self.aggregation, &functions),
             functions,
-            windows: BTreeMap::new(),
+            open: BTreeMap::new(),
             watermark: Time::MIN,
         })))
     }
@@ -123,61 +121,31 @@ fn saved_schema(aggregation: &Aggregation, functions: &Functions) -> SchemaRef {
 struct TumblingAggregateOperator {
     aggregation: Aggregation,
     functions: Functions,
-    width: i64,
+    windows: Windows,
     window_position: usize,
     output: SchemaRef,
     saved: SchemaRef,
     /// The open windows, by their start.
-    windows: BTreeMap<i64, WindowGroups>,
+    open: BTreeMap<i64, WindowGroups>,
     watermark: Time,
 }
 
 impl TumblingAggregateOperator {
-    /// The start of the window that a time falls into.
-    fn window_of(&self, time: i64) -> i64 {
-        time.div_euclid(self.width).saturating_mul(self.width)
-    }
-
-    fn end(&self, start: i64) -> i64 {
-        start.saturating_add(self.width)
-    }
-
     /// Adds rows of one window, or drops them when it was sent.
     fn add(&mut self, start: i64, batch: &RecordBatch, cx: &mut Context<'_>) -> Result<(), OperatorError> {
-        if self.end(start) <= self.watermark.0 {
+        if self.windows.end(start) <= self.watermark.0 {
             cx.count_late(batch.num_rows());
             return Ok(());
         }
-        let groups = match self.windows.entry(start) {
+        let groups = match self.open.entry(start) {
             Entry::Occupied(open) => open.into_mut(),
             Entry::Vacant(new) => new.insert(WindowGroups::try_new(&self.aggregation, &self.functions)?),
         };
         groups.add(&self.aggregation, &self.functions, batch)
     }
 
-    /// Adds rows of several windows: brought into the order of their windows, then cut.
-    fn add_mixed(&mut self, starts: &[i64], batch: RecordBatch, cx: &mut Context<'_>) -> Result<(), OperatorError> {
-        let mut starts = starts.to_vec();
-        let mut batch = batch;
-        if !starts.is_sorted() {
-            let mut order: Vec<u32> = (0..starts.len() as u32).collect();
-            let start = |row: &u32| starts.get(*row as usize).copied();
-            order.sort_by_key(start);
-            batch = take_record_batch(&batch, &UInt32Array::from(order))?;
-            starts.sort_unstable();
-        }
-        let mut offset = 0;
-        for run in starts.chunk_by(|a, b| a == b) {
-            if let Some(start) = run.first() {
-                self.add(*start, &batch.slice(offset, run.len()), cx)?;
-            }
-            offset += run.len();
-        }
-        Ok(())
-    }
-
     fn send(&self, start: i64, groups: WindowGroups, cx: &mut Context<'_>) -> Result<(), OperatorError> {
-        let end = self.end(start);
+        let end = self.windows.end(start);
         let (mut columns, values, rows) = groups.into_values(&self.aggregation, &self.functions)?;
         let constant = |time: i64| Arc::new(TimestampNanosecondArray::from_value(time, rows)) as ArrayRef;
         let window = StructArray::try_new(bounds(), vec![constant(start), constant(end)], None)?;
@@ -210,12 +178,12 @@ impl TumblingAggregateOperator {
             let start = run.first().copied().unwrap_or_default();
             let rows = batch.slice(offset, run.len());
             offset += run.len();
-            if self.end(start) <= self.watermark.0 {
+            if self.windows.end(start) <= self.watermark.0 {
                 continue;
             }
             let mut columns = rows.columns().iter().skip(1).cloned();
             let keys = columns.by_ref().take(self.aggregation.keys.len()).collect();
-            let groups = match self.windows.entry(start) {
+            let groups = match self.open.entry(start) {
                 Entry::Occupied(open) => open.into_mut(),
                 Entry::Vacant(new) => new.insert(WindowGroups::try_new(&self.aggregation, &self.functions)?),
             };
@@ -235,36 +203,29 @@ impl Operator for TumblingAggregateOperator {
     fn snapshot(&mut self, snapshot: &mut Snapshot<'_>) -> Result<(), OperatorError> {
         snapshot.value(WATERMARK, self.watermark.0);
         let mut changes = Vec::new();
-        for (start, groups) in &mut self.windows {
+        for (start, groups) in &mut self.open {
             changes.extend(groups.save(&self.aggregation, &self.functions)?.map(|piece| (*start, piece)));
         }
-        let live = self.windows.values().flat_map(WindowGroups::pieces).map(|piece| piece.rows).sum();
+        let live = self.open.values().flat_map(WindowGroups::pieces).map(|piece| piece.rows).sum();
         snapshot.log(GROUPS, live, |part| match part {
             Part::Changes => changes.iter().map(|(start, piece)| self.saved(*start, piece)).collect(),
             Part::Everything => {
-                let pieces =
-                    self.windows.iter().flat_map(|(start, groups)| groups.pieces().iter().map(|p| (*start, p)));
+                let pieces = self.open.iter().flat_map(|(start, groups)| groups.pieces().iter().map(|p| (*start, p)));
                 pieces.map(|(start, piece)| self.saved(start, piece)).collect()
             }
         })
     }
 
     fn process(&mut self, _input: usize, batch: RecordBatch, cx: &mut Context<'_>) -> Result<(), OperatorError> {
-        let times = batch.column(self.aggregation.timestamp).as_primitive::<TimestampNanosecondType>().values().clone();
-        let (earliest, latest) = times.iter().fold((i64::MAX, i64::MIN), |(a, b), t| (a.min(*t), b.max(*t)));
-        let first = self.window_of(earliest);
-        if first == self.window_of(latest) {
-            return self.add(first, &batch, cx);
-        }
-        let starts: Vec<i64> = times.iter().map(|time| self.window_of(*time)).collect();
-        self.add_mixed(&starts, batch, cx)
+        let windows = self.windows.cut(batch, self.aggregation.timestamp)?;
+        windows.iter().try_for_each(|(start, rows)| self.add(*start, rows, cx))
     }
 
     fn watermark(&mut self, watermark: Watermark, cx: &mut Context<'_>) -> Result<(), OperatorError> {
         if let Watermark::At(time) = watermark {
             self.watermark = self.watermark.max(time);
-            while let Some(open) = self.windows.first_entry() {
-                if open.key().saturating_add(self.width) > time.0 {
+            while let Some(open) = self.open.first_entry() {
+                if self.windows.end(*open.key()) > time.0 {
                     break;
                 }
                 let (start, groups) = open.remove_entry();
@@ -294,12 +255,13 @@ mod tests {
 
     fn sum_by_key() -> TumblingAggregate {
         let sum = call(&events(), sum_udaf(), &["v"], "total");
-        TumblingAggregate::try_new(&events(), WIDTH, vec![0], 1, "window".into(), vec![sum]).unwrap()
+        TumblingAggregate::try_new(&events(), AggregateInput::Rows, WIDTH, vec![0], 1, "window".into(), vec![sum])
+            .unwrap()
     }
 
     /// Rows as (key, start, end, total, event time).
     fn rows(driver: &mut Driver) -> Vec<(i64, i64, i64, i64, i64)> {
-        use arrow::datatypes::Int64Type;
+        use arrow::datatypes::{Int64Type, TimestampNanosecondType};
         let batch = driver.sent_rows();
         let ints = |column: &ArrayRef| column.as_primitive::<Int64Type>().values().to_vec();
         let times = |column: &ArrayRef| column.as_primitive::<TimestampNanosecondType>().values().to_vec();
@@ -357,7 +319,8 @@ mod tests {
     #[test]
     fn without_keys_a_window_has_one_row() {
         let calls = || vec![call(&events(), count_udaf(), &["v"], "n")];
-        let node = TumblingAggregate::try_new(&events(), WIDTH, vec![], 0, "w".into(), calls()).unwrap();
+        let node =
+            TumblingAggregate::try_new(&events(), AggregateInput::Rows, WIDTH, vec![], 0, "w".into(), calls()).unwrap();
         assert_eq!(node.max_parallelism(), Some(1));
         let mut driver = Driver::new(&node);
         driver.rows(batch_of(&[event(1, 1, 5), event(2, 1, 6), event(3, 1, 25)])).unwrap();
@@ -378,7 +341,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let make = |input: &StreamSchema, width, position| {
-            TumblingAggregate::try_new(input, width, vec![0], position, "w".into(), vec![]).unwrap_err()
+            TumblingAggregate::try_new(input, AggregateInput::Rows, width, vec![0], position, "w".into(), vec![])
+                .unwrap_err()
         };
         assert!(matches!(make(&events(), Duration::ZERO, 0), NodeError::Duration { .. }));
         assert!(matches!(make(&events(), Duration::MAX, 0), NodeError::Duration { .. }));
@@ -409,7 +373,7 @@ mod tests {
                 call(&input, median_udaf(), &["v"], "middle"),
                 filtered,
             ];
-            let node = TumblingAggregate::try_new(&input, WIDTH, vec![0, 1], window_position, "w".into(), calls).unwrap();
+            let node = TumblingAggregate::try_new(&input, AggregateInput::Rows, WIDTH, vec![0, 1], window_position, "w".into(), calls).unwrap();
             let mut driver = Driver::new(&node);
             for run in cut(&events, &lengths) {
                 driver.rows(batch_of(run)).unwrap();

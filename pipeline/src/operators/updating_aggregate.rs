@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::Duration;
 
-use arrow::array::{AsArray, TimestampNanosecondArray};
+use arrow::array::AsArray;
 use arrow::datatypes::TimestampNanosecondType;
 use arrow::record_batch::RecordBatch;
 
 use super::aggregate::{Aggregation, Functions, Groups};
 use super::held::HeldWatermarks;
+use super::latest::LatestTimes;
 use super::updating_rows::{Changes, UpdatingRows, cut};
-use super::{AggregateCall, BATCH_ROWS, NodeError};
+use super::{AggregateCall, AggregateInput, BATCH_ROWS, NodeError};
 use crate::plan::{NodePlan, StreamKind, StreamSchema};
 use crate::runtime::{Barrier, Body, Context, Operator, OperatorError, Stage, Subtask, Time, Watermark};
 use crate::state::{Restored, Snapshot};
@@ -47,17 +48,18 @@ pub struct UpdatingAggregate {
 }
 
 impl UpdatingAggregate {
-    /// Aggregates append-only `input` by columns `group`; without any, over all rows. A key's state is kept for `ttl`
+    /// Aggregates append-only `input`, which `reads` says what it has, by columns `group`; without any, over all rows. A key's state is kept for `ttl`
     /// of event time after its last row.
     ///
     /// The output has the group columns in order, then the aggregates, and is updating.
     pub fn try_new(
         input: &StreamSchema,
+        reads: AggregateInput,
         group: Vec<usize>,
         aggregates: Vec<AggregateCall>,
         ttl: Duration,
     ) -> Result<Self, NodeError> {
-        let aggregation = Aggregation::try_new(KIND, input, group, aggregates)?;
+        let aggregation = Aggregation::try_new(KIND, input, reads, group, aggregates)?;
         if ttl.is_zero() {
             return Err(NodeError::Duration { node: KIND, what: "time to live" });
         }
@@ -99,7 +101,7 @@ impl Stage for UpdatingAggregate {
             retract: self.output.visible_len() + 1,
             aggregation: self.aggregation.clone(),
             functions,
-            latest: Vec::new(),
+            latest: LatestTimes::default(),
             flush_at: None,
             flushing: None,
             held: HeldWatermarks::default(),
@@ -119,7 +121,7 @@ struct UpdatingAggregateOperator {
     functions: Arc<Functions>,
     delta: Groups,
     /// The latest event time of each key of the delta.
-    latest: Vec<i64>,
+    latest: LatestTimes,
     /// When the delta is due; `None` while it is empty.
     flush_at: Option<Time>,
     /// What is left of a flush.
@@ -141,8 +143,7 @@ impl UpdatingAggregateOperator {
         self.flush_at = None;
         if self.delta.len() > 0 {
             let (keys, states) = self.delta.take_states()?;
-            let latest = TimestampNanosecondArray::from(std::mem::take(&mut self.latest));
-            self.flushing = Some(Changes { keys, states, latest });
+            self.flushing = Some(Changes { keys, states, latest: self.latest.take() });
         }
         self.flush_more(cx)
     }
@@ -199,15 +200,7 @@ impl Operator for UpdatingAggregateOperator {
     fn process(&mut self, _input: usize, batch: RecordBatch, cx: &mut Context<'_>) -> Result<(), OperatorError> {
         let times = batch.column(self.aggregation.timestamp).as_primitive::<TimestampNanosecondType>();
         let groups = self.delta.add(&self.aggregation, &self.functions, &batch)?;
-        for (group, time) in groups.iter().zip(times.values()) {
-            // Rows of new groups need not come in the order of the groups' numbers.
-            if *group >= self.latest.len() {
-                self.latest.resize(*group + 1, i64::MIN);
-            }
-            if let Some(latest) = self.latest.get_mut(*group) {
-                *latest = (*latest).max(*time);
-            }
-        }
+        self.latest.add(groups, times.values());
         if self.delta.len() >= DELTA_KEYS {
             return self.flush(cx);
         }
@@ -290,7 +283,7 @@ mod tests {
 
     fn sum_and_count(ttl: Duration) -> UpdatingAggregate {
         let calls = vec![call(&events(), sum_udaf(), &["v"], "total"), call(&events(), count_udaf(), &["v"], "n")];
-        UpdatingAggregate::try_new(&events(), vec![0], calls, ttl).unwrap()
+        UpdatingAggregate::try_new(&events(), AggregateInput::Rows, vec![0], calls, ttl).unwrap()
     }
 
     /// Rows as `key|aggregates`, with a sign in front; event time left out.
@@ -332,7 +325,8 @@ mod tests {
     #[test]
     fn a_row_that_stays_the_same_is_not_sent_again() {
         let max = call(&events(), max_udaf(), &["v"], "most");
-        let mut driver = Driver::new(&UpdatingAggregate::try_new(&events(), vec![0], vec![max], DAY).unwrap());
+        let mut driver =
+            Driver::new(&UpdatingAggregate::try_new(&events(), AggregateInput::Rows, vec![0], vec![max], DAY).unwrap());
         driver.rows(batch_of(&[event(1, 10, 1), event(2, 10, 1)])).unwrap();
         driver.barrier();
         driver.sent();
@@ -407,9 +401,9 @@ mod tests {
     #[test]
     fn without_keys_there_is_one_row_and_without_aggregates_one_per_key() {
         let count = vec![call(&events(), count_udaf(), &["v"], "n")];
-        let global = UpdatingAggregate::try_new(&events(), vec![], count, DAY).unwrap();
+        let global = UpdatingAggregate::try_new(&events(), AggregateInput::Rows, vec![], count, DAY).unwrap();
         assert_eq!(global.max_parallelism(), Some(1));
-        let distinct = UpdatingAggregate::try_new(&events(), vec![0], vec![], DAY).unwrap();
+        let distinct = UpdatingAggregate::try_new(&events(), AggregateInput::Rows, vec![0], vec![], DAY).unwrap();
         for (node, expected) in [(global, vec!["+2", "-2", "+4"]), (distinct, vec!["+1", "+2", "+3"])] {
             let mut driver = Driver::new(&node);
             let mut seen = Vec::new();
@@ -425,9 +419,9 @@ mod tests {
     #[test]
     fn updating_input_is_refused() {
         let updating = StreamSchema::new(events().visible().to_vec(), StreamKind::Updating).unwrap();
-        let refused = UpdatingAggregate::try_new(&updating, vec![0], vec![], DAY);
+        let refused = UpdatingAggregate::try_new(&updating, AggregateInput::Rows, vec![0], vec![], DAY);
         assert!(matches!(refused, Err(NodeError::Updating { .. })));
-        assert!(UpdatingAggregate::try_new(&events(), vec![0], vec![], Duration::ZERO).is_err());
+        assert!(UpdatingAggregate::try_new(&events(), AggregateInput::Rows, vec![0], vec![], Duration::ZERO).is_err());
     }
 
     proptest! {
@@ -452,7 +446,7 @@ mod tests {
                 distinct(&input, array_agg_udaf(), "v", "set"),
                 filtered,
             ];
-            let node = UpdatingAggregate::try_new(&input, vec![0, 1], calls, DAY).unwrap();
+            let node = UpdatingAggregate::try_new(&input, AggregateInput::Rows, vec![0, 1], calls, DAY).unwrap();
             let mut driver = Driver::new(&node);
             // Rows by key, with the set's elements sorted once a row stands: their order is not defined.
             let mut standing: BTreeMap<String, String> = BTreeMap::new();
@@ -484,7 +478,7 @@ mod tests {
         #[test]
         fn sums_of_squares_do_not_drift(values in proptest::collection::vec(-1000..1000i64, 2..100), lengths in lengths()) {
             let stddev = call(&self::events(), stddev_udaf(), &["v"], "spread");
-            let stage = UpdatingAggregate::try_new(&self::events(), vec![], vec![stddev], DAY);
+            let stage = UpdatingAggregate::try_new(&self::events(), AggregateInput::Rows, vec![], vec![stddev], DAY);
             prop_assert!(stage.is_ok());
             let mut driver = Driver::new(&stage.unwrap());
             let rows: Vec<_> = values.iter().map(|v| event(1, *v, 1)).collect();

@@ -1,7 +1,9 @@
-//! Aggregates: a projection of keys and arguments in front, an exchange by key, the operator.
+//! Aggregates: a projection of keys and arguments in front, a partial aggregate where the functions allow it, an exchange by
+//! key, the operator.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::datatypes::Field;
 use datafusion::common::{Column, DFSchema, DFSchemaRef, TableReference};
@@ -14,8 +16,8 @@ use datafusion::physical_expr::expressions::Column as PhysicalColumn;
 
 use super::lower::{LowerError, LowerResult, Lowering, Stream};
 use super::nodes::WindowAggregate;
-use crate::operators::{AggregateCall, TumblingAggregate, UpdatingAggregate};
-use crate::plan::Exchange;
+use crate::operators::{AggregateCall, AggregateInput, PartialAggregate, TumblingAggregate, UpdatingAggregate};
+use crate::plan::{Exchange, NodeId};
 
 /// The columns that stand in front of an aggregate.
 struct Arguments<'s> {
@@ -87,7 +89,8 @@ impl Arguments<'_> {
 
 /// What an aggregate reads: its keys' columns, and its calls over the others.
 struct Prepared {
-    stream: Stream,
+    node: NodeId,
+    reads: AggregateInput,
     group: Vec<usize>,
     calls: Vec<AggregateCall>,
 }
@@ -95,22 +98,22 @@ struct Prepared {
 impl Lowering<'_, '_> {
     pub(super) fn updating_aggregate(&mut self, aggregate: &Aggregate) -> LowerResult<Stream> {
         let (input, predicate) = self.filtered(&aggregate.input)?;
-        let Prepared { stream, group, calls } =
-            self.prepare(&input, &aggregate.group_expr, &aggregate.aggr_expr, predicate)?;
-        let node = UpdatingAggregate::try_new(self.output(stream.node)?, group.clone(), calls, self.ttl)?;
-        let node = self.add(node, stream.node, Exchange::Hash(group))?;
+        let prepared = self.prepare(&input, &aggregate.group_expr, &aggregate.aggr_expr, predicate)?;
+        let Prepared { node: from, reads, group, calls } = self.partial(prepared, None)?;
+        let node = UpdatingAggregate::try_new(self.output(from)?, reads, group.clone(), calls, self.ttl)?;
+        let node = self.add(node, from, Exchange::Hash(group))?;
         self.whole(node, Arc::clone(&aggregate.schema))
     }
 
     pub(super) fn window_aggregate(&mut self, aggregate: &WindowAggregate) -> LowerResult<Stream> {
         let (input, predicate) = self.filtered(&aggregate.input)?;
-        let Prepared { stream, group, calls } =
-            self.prepare(&input, &aggregate.keys, &aggregate.aggregates, predicate)?;
-        let name = aggregate.schema.field(aggregate.position).name().clone();
         let (width, position) = (aggregate.width, aggregate.position);
-        let output = self.output(stream.node)?;
-        let node = TumblingAggregate::try_new(output, width, group.clone(), position, name, calls)?;
-        let node = self.add(node, stream.node, Exchange::Hash(group))?;
+        let prepared = self.prepare(&input, &aggregate.keys, &aggregate.aggregates, predicate)?;
+        let Prepared { node: from, reads, group, calls } = self.partial(prepared, Some(width))?;
+        let name = aggregate.schema.field(position).name().clone();
+        let output = self.output(from)?;
+        let node = TumblingAggregate::try_new(output, reads, width, group.clone(), position, name, calls)?;
+        let node = self.add(node, from, Exchange::Hash(group))?;
         self.whole(node, Arc::clone(&aggregate.schema))
     }
 
@@ -130,7 +133,19 @@ impl Lowering<'_, '_> {
         let Arguments { exprs, names, .. } = arguments;
         let stream = self.computed(input, &exprs, names, predicate, schema)?;
         let calls = calls.iter().map(|call| self.aggregate_call(call, &stream)).collect::<LowerResult<_>>()?;
-        Ok(Prepared { stream, group, calls })
+        Ok(Prepared { node: stream.node, reads: AggregateInput::Rows, group, calls })
+    }
+
+    /// Puts a partial aggregate, by windows of `width`, in front of the exchange, if all calls can be computed of states.
+    fn partial(&mut self, prepared: Prepared, width: Option<Duration>) -> LowerResult<Prepared> {
+        let Prepared { node: from, group, calls, .. } = &prepared;
+        if !PartialAggregate::supports(calls)? {
+            return Ok(prepared);
+        }
+        let node = PartialAggregate::try_new(self.output(*from)?, width, group.clone(), calls.clone())?;
+        let node = self.add(node, *from, Exchange::Forward)?;
+        let group = (0..group.len()).collect();
+        Ok(Prepared { node, reads: AggregateInput::States, group, ..prepared })
     }
 
     /// An aggregate over columns of `stream`, which are those of its node.

@@ -92,8 +92,11 @@ fn every_operator_and_every_step_is_composed() {
         let pair = |input: &&str| readers.iter().map(|reader| format!("{input} > {reader}")).collect::<Vec<_>>();
         inputs.iter().flat_map(pair).collect::<Vec<_>>()
     };
-    let readers = ["tumbling_aggregate", "updating_aggregate", "async_udf", "unnest", "memory_table", "collect_sink"];
-    let mut pairs = [over(&append, &readers), over(&["updating_aggregate"], &any)].concat();
+    let aggregates = ["tumbling_aggregate", "updating_aggregate"];
+    let readers = [&["partial_aggregate", "async_udf"], &aggregates[..], &any].concat();
+    let mut pairs =
+        [over(&append, &readers), over(&["partial_aggregate"], &aggregates), over(&["updating_aggregate"], &any)]
+            .concat();
     // A windowed aggregate's rows are aggregated by window, until a memory table.
     pairs.retain(|pair| pair != "tumbling_aggregate > updating_aggregate");
     pairs.extend(
