@@ -3,7 +3,7 @@
 use arrow::record_batch::RecordBatch;
 
 use super::NodeError;
-use crate::plan::{NodePlan, StreamSchema};
+use crate::plan::{EventTimeUse, NodePlan, StreamSchema};
 use crate::runtime::{Body, Context, Operator, OperatorError, Stage, Subtask};
 
 /// Passes its input on to every query that reads the table. It is a node of its own so that it has the table's name in
@@ -27,6 +27,10 @@ impl NodePlan for MemoryTable {
 
     fn details(&self) -> Vec<(&'static str, String)> {
         Vec::new()
+    }
+
+    fn event_time(&self) -> EventTimeUse {
+        EventTimeUse::PassedOn
     }
 
     fn output(&self) -> Option<&StreamSchema> {

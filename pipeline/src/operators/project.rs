@@ -16,7 +16,7 @@ use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_expr_common::physical_expr::is_volatile;
 
 use super::NodeError;
-use crate::plan::{NodePlan, StreamSchema};
+use crate::plan::{EventTimeUse, NodePlan, StreamSchema};
 use crate::runtime::{Body, Context, Operator, OperatorError, Stage, Subtask};
 
 const KIND: &str = "project";
@@ -28,6 +28,9 @@ pub struct Project {
     input: SchemaRef,
     exprs: Vec<(Arc<dyn PhysicalExpr>, String)>,
     predicate: Option<Arc<dyn PhysicalExpr>>,
+    /// The input's column of event time.
+    time: usize,
+    /// Its hidden columns.
     hidden: Vec<usize>,
     output: StreamSchema,
 }
@@ -54,7 +57,8 @@ impl Project {
         }
         let output = StreamSchema::new(fields, input.kind())?;
         let hidden = (input.visible_len()..schema.fields().len()).collect();
-        Ok(Self { input: Arc::clone(schema), exprs, predicate, hidden, output })
+        let (input, time) = (Arc::clone(schema), input.timestamp_index());
+        Ok(Self { input, exprs, predicate, time, hidden, output })
     }
 }
 
@@ -73,6 +77,14 @@ impl NodePlan for Project {
         Some(&self.output)
     }
 
+    fn event_time(&self) -> EventTimeUse {
+        let mut exprs = self.exprs.iter().map(|(expr, _)| expr).chain(&self.predicate);
+        match exprs.any(|expr| collect_columns(expr).iter().any(|column| column.index() == self.time)) {
+            true => EventTimeUse::Read,
+            false => EventTimeUse::PassedOn,
+        }
+    }
+
     /// False where the expressions are volatile: two calls of `random()` are two streams.
     fn can_be_shared(&self) -> bool {
         !self.exprs.iter().map(|(expr, _)| expr).chain(&self.predicate).any(is_volatile)
@@ -80,17 +92,20 @@ impl NodePlan for Project {
 }
 
 impl Stage for Project {
-    fn build(&self, _subtask: &Subtask) -> Result<Body, OperatorError> {
+    fn build(&self, subtask: &Subtask) -> Result<Body, OperatorError> {
+        let filters_time = subtask.event_time_is_read || self.event_time() == EventTimeUse::Read;
+        let hidden = || self.hidden.iter().filter(|index| filters_time || **index != self.time);
         // Behind the filter only the columns that are still read are copied; the expressions are renumbered to them.
         let mut kept: Vec<usize> = self.exprs.iter().flat_map(|(e, _)| collect_columns(e)).map(|c| c.index()).collect();
-        kept.extend(&self.hidden);
+        kept.extend(hidden());
         kept.sort_unstable();
         kept.dedup();
         let exprs = self.exprs.iter().map(|(expr, _)| renumber(expr, &kept));
         Ok(Body::Operator(Box::new(ProjectOperator {
             predicate: self.predicate.clone(),
             exprs: exprs.collect::<Result<_, _>>()?,
-            hidden: self.hidden.iter().filter_map(|index| kept.binary_search(index).ok()).collect(),
+            hidden: hidden().filter_map(|index| kept.binary_search(index).ok()).collect(),
+            unread_time: (!filters_time).then_some(self.time),
             kept_schema: Arc::new(self.input.project(&kept)?),
             kept,
             output: Arc::clone(self.output.schema()),
@@ -120,6 +135,8 @@ struct ProjectOperator {
     exprs: Vec<Arc<dyn PhysicalExpr>>,
     /// Where the hidden columns are among those kept.
     hidden: Vec<usize>,
+    /// The input's column of event time, if nobody reads it: as many times leave as rows, but they are not the rows' own.
+    unread_time: Option<usize>,
     output: SchemaRef,
 }
 
@@ -131,6 +148,7 @@ impl Operator for ProjectOperator {
         let count = rows.num_rows();
         let computed = self.exprs.iter().map(|expr| expr.evaluate(&rows)?.into_array(count));
         let mut columns = computed.collect::<Result<Vec<ArrayRef>, _>>()?;
+        columns.extend(self.unread_time.iter().map(|index| batch.column(*index).slice(0, count)));
         columns.extend(self.hidden.iter().map(|index| Arc::clone(rows.column(*index))));
         cx.emit(RecordBatch::try_new(Arc::clone(&self.output), columns)?);
         Ok(())
@@ -166,6 +184,9 @@ impl ProjectOperator {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use arrow::datatypes::TimestampNanosecondType;
     use datafusion::logical_expr::Operator as Op;
     use datafusion::physical_expr::expressions::{BinaryExpr, binary, col, lit};
     use proptest::prelude::*;
@@ -174,7 +195,9 @@ mod tests {
     use crate::operators::testing::{
         Driver, batch_of, cut, event, events, lengths, lines, oracle, random_events, sorted,
     };
-    use crate::plan::{StreamKind, TIMESTAMP_COLUMN};
+    use crate::operators::{AggregateInput, MemoryTable, UpdatingAggregate};
+    use crate::plan::{Dataflow, Exchange, StreamKind, TIMESTAMP_COLUMN};
+    use crate::runtime::Job;
 
     fn expr(left: &str, op: Op, right: i64) -> Arc<dyn PhysicalExpr> {
         let schema = events();
@@ -183,6 +206,35 @@ mod tests {
 
     fn column(name: &str) -> Arc<dyn PhysicalExpr> {
         col(name, events().schema()).unwrap()
+    }
+
+    #[test]
+    fn event_time_is_filtered_where_it_is_read() {
+        let project = || {
+            let exprs = vec![(column("v"), "v".to_owned())];
+            Arc::new(Project::try_new(&events(), exprs, Some(expr("k", Op::Gt, 1))).unwrap())
+        };
+        let mut job: Job = Dataflow::default();
+        let source = job.add(None, Arc::new(MemoryTable::try_new(&events()).unwrap()), vec![]).unwrap();
+        let first = job.add(Some("a"), project(), vec![(source, Exchange::Forward)]).unwrap();
+        let rows = project();
+        let second = job.add(Some("b"), Arc::clone(&rows) as _, vec![(source, Exchange::Forward)]).unwrap();
+        let input = rows.output().unwrap();
+        let sink = |input: &StreamSchema| Arc::new(MemoryTable::try_new(input).unwrap());
+        job.add(Some("c"), sink(input), vec![(first, Exchange::Forward)]).unwrap();
+        assert_eq!(job.event_times_read(), [false; 4], "nothing is at the end of either branch");
+        let keys = UpdatingAggregate::try_new(input, AggregateInput::Rows, vec![0], vec![], Duration::from_secs(1));
+        job.add(None, Arc::new(keys.unwrap()), vec![(second, Exchange::Forward)]).unwrap();
+        assert_eq!(job.event_times_read(), [true, false, true, false, false]);
+
+        let batch = batch_of(&[event(1, 10, 5), event(2, 20, 6), event(3, 30, 7)]);
+        for (is_read, times) in [(true, [6, 7]), (false, [5, 6])] {
+            let mut driver = Driver::with_readers(rows.as_ref(), is_read);
+            driver.rows(batch.clone()).unwrap();
+            let sent = driver.sent_rows();
+            assert_eq!(lines(&sent.project(&[0]).unwrap()), ["20", "30"]);
+            assert_eq!(sent.column(1).as_primitive::<TimestampNanosecondType>().values().to_vec(), times);
+        }
     }
 
     #[test]

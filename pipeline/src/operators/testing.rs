@@ -39,9 +39,21 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(stage: &dyn Stage) -> Self {
+        Self::with_readers(stage, true)
+    }
+
+    /// As if something behind read event time, or nothing did.
+    pub(super) fn with_readers(stage: &dyn Stage, event_time_is_read: bool) -> Self {
         let clock = Clock::system();
-        let subtask =
-            Subtask { pipeline: "test".into(), node: "node".into(), index: 0, parallelism: 1, clock, run: None };
+        let subtask = Subtask {
+            pipeline: "test".into(),
+            node: "node".into(),
+            index: 0,
+            parallelism: 1,
+            event_time_is_read,
+            clock,
+            run: None,
+        };
         let Body::Operator(operator) = stage.build(&subtask).unwrap() else { panic!("an operator") };
         let schema = Arc::clone(stage.output().unwrap().schema());
         let (outbox, now) = (Outbox::default(), Time(1_000_000_000));

@@ -11,7 +11,7 @@ use std::task::{self, Poll};
 use super::error::column;
 use super::held::HeldWatermarks;
 use super::{BATCH_ROWS, NodeError};
-use crate::plan::{NodePlan, StreamSchema};
+use crate::plan::{EventTimeUse, NodePlan, StreamSchema};
 use crate::runtime::{Body, Context, Operator, OperatorError, Stage, Subtask, Watermark};
 
 const KIND: &str = "unnest";
@@ -52,6 +52,10 @@ impl NodePlan for Unnest {
 
     fn details(&self) -> Vec<(&'static str, String)> {
         vec![("list", format!("{}@{}", self.name, self.column))]
+    }
+
+    fn event_time(&self) -> EventTimeUse {
+        EventTimeUse::PassedOn
     }
 
     fn output(&self) -> Option<&StreamSchema> {

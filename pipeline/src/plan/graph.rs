@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Fingerprint, NodePlan, StreamSchema};
+use super::{EventTimeUse, Fingerprint, NodePlan, StreamSchema};
 
 /// A node's place in [`Dataflow::nodes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -132,7 +132,7 @@ impl<P: NodePlan + ?Sized> Dataflow<P> {
     }
 
     /// All nodes, inputs before their readers.
-    pub fn nodes(&self) -> impl ExactSizeIterator<Item = (NodeId, &Node<P>)> {
+    pub fn nodes(&self) -> impl ExactSizeIterator<Item = (NodeId, &Node<P>)> + DoubleEndedIterator {
         self.nodes.iter().enumerate().map(|(i, n)| (NodeId(i), n))
     }
 
@@ -144,6 +144,25 @@ impl<P: NodePlan + ?Sized> Dataflow<P> {
     /// The columns that leave node `id`; `None` for a sink.
     pub fn output(&self, id: NodeId) -> Option<&StreamSchema> {
         self.nodes.get(id.0)?.plan.output()
+    }
+
+    /// For each node, whether anything behind it reads the event time of its rows.
+    pub fn event_times_read(&self) -> Vec<bool> {
+        let mut read = vec![false; self.nodes.len()];
+        // Readers stand behind what they read.
+        for (id, node) in self.nodes().rev() {
+            let reads = match node.plan.event_time() {
+                EventTimeUse::Read => true,
+                EventTimeUse::PassedOn => read.get(id.0).copied().unwrap_or(true),
+                EventTimeUse::Ignored => false,
+            };
+            for edge in self.inputs(id).filter(|_| reads) {
+                if let Some(read) = read.get_mut(edge.from.0) {
+                    *read = true;
+                }
+            }
+        }
+        read
     }
 
     /// All edges, in the order in which they were added.

@@ -15,6 +15,17 @@ pub use schema::{RETRACT_COLUMN, SchemaError, StreamKind, StreamSchema, TIMESTAM
 
 use std::fmt::Debug;
 
+/// What a node does with the event time of the rows that it reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventTimeUse {
+    /// What it does depends on it.
+    Read,
+    /// It is nothing but the event time of the rows that leave, at once: rows that are saved may be read by more after a restart.
+    PassedOn,
+    /// Nothing.
+    Ignored,
+}
+
 /// What every node of a plan can say of itself without being run.
 pub trait NodePlan: Debug + Send + Sync {
     /// The kind of node in the field's words, in snake case: `tumbling_aggregate`, `clickhouse_sink`.
@@ -32,6 +43,11 @@ pub trait NodePlan: Debug + Send + Sync {
     /// The most subtasks that the node can be split into; `None` when there is no bound.
     fn max_parallelism(&self) -> Option<usize> {
         None
+    }
+
+    /// What the node does with its input's event time.
+    fn event_time(&self) -> EventTimeUse {
+        EventTimeUse::Read
     }
 
     /// Whether two nodes with the same fingerprint over the same inputs may be merged into one.

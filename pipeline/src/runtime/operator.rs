@@ -21,6 +21,9 @@ pub struct Subtask {
     pub index: usize,
     /// How many subtasks the node has.
     pub parallelism: usize,
+    /// Whether anything behind the node reads the event time of its rows. If not, [`crate::plan::TIMESTAMP_COLUMN`] may have any
+    /// times in it.
+    pub event_time_is_read: bool,
     /// The clock, for futures that outlive a call (back-off between tries).
     pub clock: Clock,
     /// The name of this run, where state is saved: no other run of any pipeline that has completed a checkpoint has it. None

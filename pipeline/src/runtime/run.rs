@@ -187,7 +187,7 @@ pub fn start_saving(job: &Job, options: Options, mut saved: Option<SavedState>) 
     let (reports, receive_reports) = mpsc::unbounded_channel();
     let mut lives = Vec::new();
     let (mut places, mut sources, mut completions) = (Vec::new(), Vec::new(), Vec::new());
-    for ((id, node), wires) in job.nodes().zip(wires) {
+    for (((id, node), wires), event_time_is_read) in job.nodes().zip(wires).zip(job.event_times_read()) {
         let parallelism = wires.len();
         for (index, wires) in wires.into_iter().enumerate() {
             let subtask = Subtask {
@@ -195,6 +195,7 @@ pub fn start_saving(job: &Job, options: Options, mut saved: Option<SavedState>) 
                 node: node.name.clone(),
                 index,
                 parallelism,
+                event_time_is_read,
                 clock: options.clock,
                 run: run.clone(),
             };

@@ -57,8 +57,15 @@ impl Target<'_> {
         options.finish().unwrap();
         let clock = Clock::system();
         let run = run.map(Into::into);
-        let subtask =
-            Subtask { pipeline: "test".into(), node: self.table.into(), index: 0, parallelism: 1, clock, run };
+        let subtask = Subtask {
+            pipeline: "test".into(),
+            node: self.table.into(),
+            index: 0,
+            parallelism: 1,
+            event_time_is_read: true,
+            clock,
+            run,
+        };
         match stage.build(&subtask).unwrap() {
             Body::Operator(operator) => {
                 Driver { operator, clock, outbox: Outbox::default(), logs: StateLogs::default() }

@@ -8,7 +8,7 @@ use arrow::array::{AsArray, RecordBatch};
 use bytes::Bytes;
 use serde_json::json;
 use tickhouse::connectors::{Connector, OptionError, Options, SourceTable, TableDefinition};
-use tickhouse::plan::{NodePlan, StreamSchema};
+use tickhouse::plan::{EventTimeUse, NodePlan, StreamSchema};
 use tickhouse::runtime::{Body, Context, Epoch, Operator, OperatorError, Stage, Subtask};
 use tickhouse::state::{Restored, Snapshot, Staged};
 
@@ -96,6 +96,10 @@ impl NodePlan for CollectNode {
 
     fn output(&self) -> Option<&StreamSchema> {
         None
+    }
+
+    fn event_time(&self) -> EventTimeUse {
+        EventTimeUse::Ignored
     }
 
     fn can_be_shared(&self) -> bool {

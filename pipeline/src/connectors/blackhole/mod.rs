@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 
 use super::{Connector, OptionError, Options, SourceTable, TableDefinition, cannot_read};
-use crate::plan::{NodePlan, StreamSchema};
+use crate::plan::{EventTimeUse, NodePlan, StreamSchema};
 use crate::runtime::{Body, Context, Operator, OperatorError, Stage, Subtask};
 
 /// The connector.
@@ -35,6 +35,10 @@ impl NodePlan for BlackholeSink {
 
     fn details(&self) -> Vec<(&'static str, String)> {
         Vec::new()
+    }
+
+    fn event_time(&self) -> EventTimeUse {
+        EventTimeUse::Ignored
     }
 
     fn output(&self) -> Option<&StreamSchema> {

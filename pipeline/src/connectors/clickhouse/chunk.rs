@@ -114,6 +114,7 @@ mod tests {
             node: "t".into(),
             index,
             parallelism: 2,
+            event_time_is_read: false,
             clock: Clock::system(),
             run: run.map(Into::into),
         };

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Connector, OptionError, OptionSpec, Options, SourceTable, TableDefinition, cannot_read};
-use crate::plan::{NodePlan, StreamSchema};
+use crate::plan::{EventTimeUse, NodePlan, StreamSchema};
 use crate::runtime::{Body, OperatorError, Stage, Subtask};
 use catalog::TableName;
 use check::Wanted;
@@ -270,6 +270,10 @@ impl NodePlan for ClickHouseSink {
             Delivery::AtLeastOnce => "at least once",
         };
         vec![("table", self.wanted.name.to_string()), ("writes", writes), ("delivery", delivery.to_owned())]
+    }
+
+    fn event_time(&self) -> EventTimeUse {
+        EventTimeUse::Ignored
     }
 
     fn output(&self) -> Option<&StreamSchema> {

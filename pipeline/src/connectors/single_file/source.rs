@@ -182,6 +182,7 @@ mod tests {
             node: "cars".into(),
             index: 0,
             parallelism: 1,
+            event_time_is_read: true,
             clock: Clock::simulated(Time(7)),
             run: None,
         };

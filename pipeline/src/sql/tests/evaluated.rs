@@ -22,8 +22,15 @@ fn run(select: &str, rows: &[(Option<i64>, Option<&str>)]) -> Vec<String> {
     let mut batches = vec![RecordBatch::try_new(schema, columns).unwrap()];
     for (_, node) in pipeline.job.nodes().skip(1).filter(|(id, _)| pipeline.job.output(*id).is_some()) {
         let clock = Clock::system();
-        let subtask =
-            Subtask { pipeline: "t".into(), node: node.name.clone(), index: 0, parallelism: 1, clock, run: None };
+        let subtask = Subtask {
+            pipeline: "t".into(),
+            node: node.name.clone(),
+            index: 0,
+            parallelism: 1,
+            event_time_is_read: true,
+            clock,
+            run: None,
+        };
         let Body::Operator(mut operator) = node.plan.build(&subtask).unwrap() else { panic!("an operator") };
         let mut outbox = Outbox::default();
         for batch in std::mem::take(&mut batches) {
