@@ -37,7 +37,8 @@ pub struct AggregateCall {
     pub filter: Option<usize>,
 }
 
-/// The functions whose states may be made of any rows in any order and merged in any order, and are a few values in size.
+/// The functions whose states may be made of any rows in any order and merged in any order, and are a few values in size. (The
+/// rounding of floats depends on the order, and what becomes of a NaN, as it does wherever rows have no order.)
 const SPLITTABLE: [&str; 10] =
     ["sum", "count", "avg", "min", "max", "bool_and", "bool_or", "bit_and", "bit_or", "bit_xor"];
 
@@ -69,7 +70,9 @@ impl AggregateCall {
     }
 
     fn accumulator(&self) -> Result<Box<dyn GroupsAccumulator>, DataFusionError> {
-        if self.expr.groups_accumulator_supported() {
+        // DataFusion's bit_xor says that it has one for distinct values too, and then gives the other.
+        let is_wrong = self.expr.is_distinct() && self.expr.fun().name() == "bit_xor";
+        if self.expr.groups_accumulator_supported() && !is_wrong {
             return self.expr.create_groups_accumulator();
         }
         let expr = Arc::clone(&self.expr);
@@ -162,7 +165,7 @@ impl Aggregation {
 /// An aggregation's functions with the expressions that feed them, ready to run.
 pub(super) struct Functions {
     functions: Vec<Function>,
-    /// The counts of single rows.
+    /// What rows are counted by; over one row, also the count.
     ones: Int64Array,
 }
 
@@ -200,6 +203,22 @@ impl Functions {
         Ok(Accumulators(accumulators.collect::<Result<_, _>>()?))
     }
 
+    /// What `function` is computed from over the rows of `batch`, and which of them count.
+    fn inputs<'b>(
+        &self,
+        function: &Function,
+        batch: &'b RecordBatch,
+    ) -> Result<(Vec<ArrayRef>, Option<&'b BooleanArray>), DataFusionError> {
+        let rows = batch.num_rows();
+        let filter = function.call.filter.and_then(|index| batch.columns().get(index));
+        let filter = filter.map(|column| column.as_boolean());
+        if function.counts_rows() && rows <= self.ones.len() {
+            return Ok((vec![Arc::new(self.ones.slice(0, rows))], filter));
+        }
+        let inputs = function.inputs.iter().map(|expr| expr.evaluate(batch)?.into_array(rows));
+        Ok((inputs.collect::<Result<_, _>>()?, filter))
+    }
+
     /// Adds the rows of `batch` to the groups with the numbers `groups`, of which there are `count`.
     fn add(
         &self,
@@ -209,7 +228,7 @@ impl Functions {
         count: usize,
     ) -> Result<(), OperatorError> {
         for (function, accumulator) in self.functions.iter().zip(&mut accumulators.0) {
-            let (inputs, filter) = function.inputs(batch)?;
+            let (inputs, filter) = self.inputs(function, batch)?;
             accumulator.update_batch(&inputs, groups, filter, count)?;
         }
         Ok(())
@@ -224,11 +243,7 @@ impl Functions {
     ) -> Result<Vec<ArrayRef>, OperatorError> {
         let mut states: Vec<ArrayRef> = Vec::new();
         for (function, accumulator) in self.functions.iter().zip(&accumulators.0) {
-            if function.counts_rows() && batch.num_rows() <= self.ones.len() {
-                states.push(Arc::new(self.ones.slice(0, batch.num_rows())));
-                continue;
-            }
-            let (inputs, filter) = function.inputs(batch)?;
+            let (inputs, filter) = self.inputs(function, batch)?;
             match inputs.as_slice() {
                 [value] if filter.is_none() && function.keeps(value) => states.push(Arc::clone(value)),
                 _ => states.extend(accumulator.convert_to_state(&inputs, filter)?),
@@ -239,25 +254,19 @@ impl Functions {
 }
 
 impl Function {
-    /// Whether it counts all rows, whatever is in them.
+    /// Whether it counts rows, whatever is in them.
     fn counts_rows(&self) -> bool {
         let is_value = |expr: &Arc<dyn PhysicalExpr>| {
             expr.downcast_ref::<Literal>().is_some_and(|literal| !literal.value().is_null())
         };
-        self.call.expr.fun().name() == "count" && self.call.filter.is_none() && self.inputs.iter().all(is_value)
+        self.call.expr.fun().name() == "count" && !self.call.expr.is_distinct() && self.inputs.iter().all(is_value)
     }
 
     /// Whether its state over one row is the row's value: what the function would make of it takes memory and time.
     fn keeps(&self, value: &ArrayRef) -> bool {
         let [state] = self.state.as_slice() else { return false };
-        ["sum", "min", "max"].contains(&self.call.expr.fun().name()) && value.data_type() == state.data_type()
-    }
-
-    /// What it is computed from over the rows of `batch`, and which of them count.
-    fn inputs<'b>(&self, batch: &'b RecordBatch) -> Result<(Vec<ArrayRef>, Option<&'b BooleanArray>), DataFusionError> {
-        let inputs = self.inputs.iter().map(|expr| expr.evaluate(batch)?.into_array(batch.num_rows()));
-        let filter = self.call.filter.and_then(|index| batch.columns().get(index));
-        Ok((inputs.collect::<Result<_, _>>()?, filter.map(|column| column.as_boolean())))
+        let name = self.call.expr.fun().name();
+        (self.counts_rows() || ["sum", "min", "max"].contains(&name)) && value.data_type() == state.data_type()
     }
 }
 
@@ -319,13 +328,13 @@ impl Groups {
         self.keys.len()
     }
 
-    /// Adds the rows, or states, of `batch`. Returns the number of each row's group.
+    /// Adds the rows, or states, of `batch`. Returns the number of each row's group, and how many groups there are.
     pub(super) fn add(
         &mut self,
         aggregation: &Aggregation,
         functions: &Functions,
         batch: &RecordBatch,
-    ) -> Result<&[usize], OperatorError> {
+    ) -> Result<(&[usize], usize), OperatorError> {
         let keys = aggregation.keys_of(batch);
         match aggregation.reads {
             AggregateInput::States => self.merge(functions, &keys, aggregation.states_of(batch), batch.num_rows())?,
@@ -334,7 +343,7 @@ impl Groups {
                 functions.add(&mut self.accumulators, batch, &self.numbers, self.keys.len())?;
             }
         }
-        Ok(&self.numbers)
+        Ok((&self.numbers, self.keys.len()))
     }
 
     /// Merges the states of `rows` keys, as [`Groups::take_states`] gives them.

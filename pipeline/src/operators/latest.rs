@@ -7,10 +7,9 @@ use arrow::array::TimestampNanosecondArray;
 pub(super) struct LatestTimes(Vec<i64>);
 
 impl LatestTimes {
-    /// Adds rows of the groups with the numbers `groups` at `times`.
-    pub(super) fn add(&mut self, groups: &[usize], times: &[i64]) {
-        let count = groups.iter().max().map_or(0, |last| last + 1);
-        self.0.resize(count.max(self.0.len()), i64::MIN);
+    /// Adds rows of the groups with the numbers `groups`, of which there are `count`, at `times`.
+    pub(super) fn add(&mut self, groups: &[usize], count: usize, times: &[i64]) {
+        self.0.resize(count, i64::MIN);
         for (group, time) in groups.iter().zip(times) {
             if let Some(latest) = self.0.get_mut(*group) {
                 *latest = (*latest).max(*time);

@@ -37,7 +37,8 @@ const MOST_GROUPS: usize = 1 << 18;
 ///
 /// Nothing is lost or saved: what it keeps leaves at every barrier, with the watermark that ends its window, and when there
 /// is much of it. Rows that are late by its own watermark pass one by one, so that the aggregate behind judges and counts
-/// each; and so does every row while aggregating would not make them much fewer.
+/// each; and so does every row while aggregating would not make them much fewer. (Rows that are late only by the watermark of
+/// other subtasks, which went on while this one was idle, are counted once for each key.)
 #[derive(Debug)]
 pub struct PartialAggregate {
     aggregation: Aggregation,
@@ -173,12 +174,12 @@ impl PartialAggregateOperator {
             }
         };
         let before = window.groups.len();
-        let numbers = window.groups.add(&self.aggregation, &self.functions, rows)?;
+        let (numbers, count) = window.groups.add(&self.aggregation, &self.functions, rows)?;
         if self.windows.is_none() {
             let times = rows.column(self.aggregation.timestamp).as_primitive::<TimestampNanosecondType>();
-            window.latest.add(numbers, times.values());
+            window.latest.add(numbers, count, times.values());
         }
-        let new = window.groups.len() - before;
+        let new = count - before;
         self.groups += new;
         self.reduction.aggregated(rows.num_rows(), new);
         Ok(())
@@ -190,7 +191,7 @@ impl PartialAggregateOperator {
         let (mut columns, states) = window.groups.take_states()?;
         columns.extend(states);
         columns.push(Arc::new(match self.windows {
-            Some(windows) => TimestampNanosecondArray::from_value(windows.end(start) - 1, rows),
+            Some(windows) => TimestampNanosecondArray::from_value(windows.last(start), rows),
             None => window.latest.take(),
         }));
         let batch = RecordBatch::try_new(Arc::clone(&self.output), columns)?;
@@ -214,6 +215,7 @@ impl PartialAggregateOperator {
 
     /// Sends the windows that end by `time`.
     fn send_ended(&mut self, time: Time, cx: &mut Context<'_>) -> Result<(), OperatorError> {
+        let kept = self.groups;
         while let Some(open) = self.open.first_entry() {
             if self.windows.is_none_or(|windows| windows.end(*open.key()) > time.0) {
                 break;
@@ -221,7 +223,9 @@ impl PartialAggregateOperator {
             let (start, window) = open.remove_entry();
             self.send(start, window, cx)?;
         }
-        self.reduction.judge();
+        if self.groups < kept {
+            self.reduction.judge();
+        }
         Ok(())
     }
 }
@@ -415,6 +419,22 @@ mod tests {
         whole.finish();
         let expected = (0..count).map(|key| format!("{key}|{}|2", key * 2)).collect();
         assert_eq!(sorted(lines(&whole.sent_rows().project(&[1, 2, 3]).unwrap())), sorted(expected));
+    }
+
+    #[test]
+    fn watermarks_that_end_no_window_say_nothing_of_the_keys() {
+        let mut driver = Driver::new(&partial(Some(WIDTH)));
+        let rows: Vec<Event> = (0..BATCH_ROWS as i64).map(|key| event(key, 1, 1)).collect();
+        for time in 1..=8 {
+            driver.rows(batch_of(&rows)).unwrap();
+            driver.watermark(Watermark::At(Time(time)));
+        }
+        driver.watermark(Watermark::At(Time(10)));
+        let sent = driver.sent_rows();
+        assert_eq!(sent.num_rows(), BATCH_ROWS, "each key once");
+        driver.rows(batch_of(&[event(1, 1, 11), event(1, 1, 12)])).unwrap();
+        driver.finish();
+        assert_eq!(driver.trace(), ["1 rows", "end"]);
     }
 
     #[test]

@@ -151,7 +151,7 @@ impl TumblingAggregateOperator {
         let window = StructArray::try_new(bounds(), vec![constant(start), constant(end)], None)?;
         columns.insert(self.window_position, Arc::new(window));
         columns.extend(values);
-        columns.push(constant(end - 1));
+        columns.push(constant(self.windows.last(start)));
         let batch = RecordBatch::try_new(Arc::clone(&self.output), columns)?;
         for offset in (0..rows).step_by(BATCH_ROWS) {
             cx.emit(batch.slice(offset, BATCH_ROWS.min(rows - offset)));
@@ -240,6 +240,7 @@ impl Operator for TumblingAggregateOperator {
 #[cfg(test)]
 mod tests {
     use datafusion::functions_aggregate::average::avg_udaf;
+    use datafusion::functions_aggregate::bit_and_or_xor::bit_xor_udaf;
     use datafusion::functions_aggregate::count::count_udaf;
     use datafusion::functions_aggregate::median::median_udaf;
     use datafusion::functions_aggregate::min_max::max_udaf;
@@ -327,6 +328,17 @@ mod tests {
         driver.finish();
         let counts = |batch: RecordBatch| lines(&batch.project(&[1]).unwrap());
         assert_eq!(counts(driver.sent_rows()), ["2", "1"]);
+    }
+
+    #[test]
+    fn distinct_values_are_combined_once_each() {
+        // Not compared to the batch engine, which combines equal values as well (DataFusion 55).
+        let bits = vec![distinct(&events(), bit_xor_udaf(), "v", "bits")];
+        let node = TumblingAggregate::try_new(&events(), AggregateInput::Rows, WIDTH, vec![], 0, "w".into(), bits);
+        let mut driver = Driver::new(&node.unwrap());
+        driver.rows(batch_of(&[event(1, 5, 5), event(2, 5, 6), event(3, 3, 7)])).unwrap();
+        driver.finish();
+        assert_eq!(lines(&driver.sent_rows().project(&[1]).unwrap()), ["6"]);
     }
 
     #[test]

@@ -32,7 +32,13 @@ impl Windows {
 
     /// The end of the window that begins at `start`: the first moment that is not in it.
     pub(super) fn end(self, start: i64) -> i64 {
-        start.saturating_add(self.width)
+        // The first window of all begins before the least time, which stands for its start.
+        start.div_euclid(self.width).saturating_add(1).saturating_mul(self.width)
+    }
+
+    /// The last moment in the window that begins at `start`.
+    pub(super) fn last(self, start: i64) -> i64 {
+        start.max(self.end(start) - 1)
     }
 
     /// The rows of `batch` by the windows that their times, in column `timestamp`, fall into: each window once, the rows of
@@ -59,5 +65,23 @@ impl Windows {
             run.first().map(|start| (*start, rows))
         };
         Ok(starts.chunk_by(|a, b| a == b).filter_map(run).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_at_the_ends_of_time_are_windows_too() {
+        for width in [Duration::from_nanos(1), Duration::from_nanos(7), Duration::from_secs(86_400)] {
+            let windows = Windows::of_width(width).unwrap();
+            for time in [i64::MIN, i64::MIN + 1, -1, 0, 1, i64::MAX - 1, i64::MAX] {
+                let start = windows.start(time);
+                assert!(start <= time && time <= windows.last(start), "{time} in a window of {width:?}");
+                assert_eq!(windows.start(windows.last(start)), start);
+                assert!(windows.last(start) == i64::MAX || windows.start(windows.end(start)) == windows.end(start));
+            }
+        }
     }
 }
