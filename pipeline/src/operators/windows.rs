@@ -30,15 +30,20 @@ impl Windows {
         time.div_euclid(self.width).saturating_mul(self.width)
     }
 
-    /// The end of the window that begins at `start`: the first moment that is not in it.
+    /// The end of the window that begins at `start`: the first moment that is not in it, or the greatest that there is.
     pub(super) fn end(self, start: i64) -> i64 {
-        // The first window of all begins before the least time, which stands for its start.
-        start.div_euclid(self.width).saturating_add(1).saturating_mul(self.width)
+        i64::try_from(self.next(start)).unwrap_or(i64::MAX)
     }
 
     /// The last moment in the window that begins at `start`.
     pub(super) fn last(self, start: i64) -> i64 {
-        start.max(self.end(start) - 1)
+        i64::try_from(self.next(start) - 1).unwrap_or(i64::MAX)
+    }
+
+    /// The start of the window behind the one that begins at `start`, which may be past the greatest time. (The first window
+    /// of all begins before the least time, which stands for its start.)
+    fn next(self, start: i64) -> i128 {
+        (i128::from(start.div_euclid(self.width)) + 1) * i128::from(self.width)
     }
 
     /// The rows of `batch` by the windows that their times, in column `timestamp`, fall into: each window once, the rows of
@@ -80,7 +85,8 @@ mod tests {
                 let start = windows.start(time);
                 assert!(start <= time && time <= windows.last(start), "{time} in a window of {width:?}");
                 assert_eq!(windows.start(windows.last(start)), start);
-                assert!(windows.last(start) == i64::MAX || windows.start(windows.end(start)) == windows.end(start));
+                let end = windows.end(start);
+                assert!(end == i64::MAX || (windows.start(end) == end && windows.last(start) < end));
             }
         }
     }
