@@ -82,14 +82,14 @@ fn cases(bench: &Bench<'_>) -> Vec<Case> {
             "tumble, count and sum by 1,000,000 keys",
             TUMBLE,
             TUMBLE_OF_BATCH,
-            bench.size(20_000_000, 4_000_000),
+            bench.size(60_000_000, 4_000_000),
             1_000_000,
         ),
         case(
             "updating sum and count by 1,000,000 keys",
             "SELECT k, sum(v), count(*) FROM events GROUP BY k",
             "SELECT k, sum(v), count(*) FROM events GROUP BY k",
-            bench.size(20_000_000, 4_000_000),
+            bench.size(60_000_000, 4_000_000),
             1_000_000,
         ),
     ]
