@@ -146,7 +146,7 @@ impl Aggregation {
         let calls: Vec<_> = self.calls.iter().map(ToString::to_string).collect();
         let mut details = vec![("keys", keys.join(", ")), ("aggregates", calls.join(", "))];
         if self.reads == AggregateInput::States {
-            details.push(("of", "states".to_owned()));
+            details.push(("reads", "states of these, made by a partial aggregate".to_owned()));
         }
         details
     }

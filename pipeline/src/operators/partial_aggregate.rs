@@ -71,8 +71,7 @@ impl PartialAggregate {
         aggregates: Vec<AggregateCall>,
     ) -> Result<Self, NodeError> {
         let aggregation = Aggregation::try_new(KIND, input, AggregateInput::Rows, group, aggregates)?;
-        let bad = NodeError::Duration { node: KIND, what: "window width" };
-        let windows = width.map(|width| Windows::of_width(width).ok_or(bad)).transpose()?;
+        let windows = width.map(|width| Windows::try_new(KIND, width)).transpose()?;
         let mut fields = aggregation.keys.clone();
         for call in &aggregation.calls {
             fields.extend(call.state_fields()?);

@@ -53,7 +53,7 @@ impl TumblingAggregate {
         aggregates: Vec<AggregateCall>,
     ) -> Result<Self, NodeError> {
         let aggregation = Aggregation::try_new(KIND, input, reads, group, aggregates)?;
-        let windows = Windows::of_width(width).ok_or(NodeError::Duration { node: KIND, what: "window width" })?;
+        let windows = Windows::try_new(KIND, width)?;
         let window = Arc::new(Field::new(window_name, DataType::Struct(bounds()), false));
         let mut fields = aggregation.keys.clone();
         if window_position > fields.len() {

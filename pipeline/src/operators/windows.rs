@@ -8,6 +8,8 @@ use arrow::datatypes::TimestampNanosecondType;
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 
+use super::NodeError;
+
 /// Windows of equal width that follow each other without a gap, at multiples of their width since the Unix epoch. A window
 /// is named by its start, in nanoseconds since then.
 #[derive(Debug, Clone, Copy)]
@@ -16,9 +18,15 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    /// None where `width` is zero or does not fit into 64 bits of nanoseconds.
-    pub(super) fn of_width(width: Duration) -> Option<Self> {
-        i64::try_from(width.as_nanos()).ok().filter(|width| *width > 0).map(|width| Self { width })
+    /// Windows of `width` for a node of kind `node`.
+    ///
+    /// # Errors
+    /// A width of zero, or one that does not fit into 64 bits of nanoseconds.
+    pub(super) fn try_new(node: &'static str, width: Duration) -> Result<Self, NodeError> {
+        match i64::try_from(width.as_nanos()) {
+            Ok(width) if width > 0 => Ok(Self { width }),
+            _ => Err(NodeError::Duration { node, what: "window width" }),
+        }
     }
 
     pub(super) fn width(self) -> Duration {
@@ -80,7 +88,7 @@ mod tests {
     #[test]
     fn windows_at_the_ends_of_time_are_windows_too() {
         for width in [Duration::from_nanos(1), Duration::from_nanos(7), Duration::from_secs(86_400)] {
-            let windows = Windows::of_width(width).unwrap();
+            let windows = Windows::try_new("test", width).unwrap();
             for time in [i64::MIN, i64::MIN + 1, -1, 0, 1, i64::MAX - 1, i64::MAX] {
                 let start = windows.start(time);
                 assert!(start <= time && time <= windows.last(start), "{time} in a window of {width:?}");
