@@ -1,8 +1,9 @@
 //! Numbers for keys of one column of integers or times.
 //!
 //! DataFusion's index looks keys up one after the other, and each waits for memory two or three times as soon as the table is
-//! larger than the caches. Here a batch is looked up in passes, each of which asks for one thing of every row: the loads of
-//! a pass do not depend on each other, and the processor has many of them under way at once.
+//! larger than the caches. Here a batch is looked up in passes. One asks for a slot of every row, the next for the key that is
+//! there, and only then are keys compared: nothing in a pass that reads the table depends on what was read for the row
+//! before, not even the place of a store, so that the processor has many reads under way at once.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -54,10 +55,26 @@ struct PrimitiveIndex<T: ArrowPrimitiveType> {
     keys: Vec<T::Native>,
     null: Option<u32>,
     hasher: FixedState,
-    /// The rows of a batch whose key is not in its first slot.
-    missed: Vec<u32>,
-    /// Those of them that have not found it yet.
-    searches: Vec<Search>,
+    searches: Searches<T::Native>,
+}
+
+/// A row whose key is looked for, and where.
+#[derive(Clone, Copy)]
+struct Search {
+    row: u32,
+    slot: u32,
+}
+
+/// The rows of a batch that have not found their key yet, and what was read for each. Kept for its memory.
+#[derive(Default)]
+struct Searches<K> {
+    open: Vec<Search>,
+    /// What the slots have.
+    numbers: Vec<u32>,
+    /// The keys of these numbers.
+    found: Vec<K>,
+    /// Rows whose search met an empty slot.
+    new: Vec<u32>,
 }
 
 impl<T: ArrowPrimitiveType> PrimitiveIndex<T>
@@ -72,8 +89,7 @@ where
             keys: Vec::new(),
             null: None,
             hasher: FixedState::default(),
-            missed: Vec::new(),
-            searches: Vec::new(),
+            searches: Searches::default(),
         };
         index.lay_out(LEAST_SLOTS);
         index
@@ -143,74 +159,57 @@ where
         }
     }
 
-    /// Rows without nulls. The first pass looks at the first slot of every row, where most find their key; each further one at
-    /// the next slot of the others. New keys are numbered at the end.
+    /// Rows without nulls. Most find their key in its first slot; the others look on, all of them at their next slot in each
+    /// turn. New keys are numbered at the end.
     fn intern_valid(&mut self, keys: &[T::Native], numbers: &mut Vec<usize>) -> Result<()> {
-        let Self { slots, keys: known, hasher, shift, missed, .. } = self;
-        let first = |key: &T::Native| {
-            let slot = (hasher.hash_one(*key) >> *shift) as usize;
-            slots.get(slot).copied().unwrap_or(EMPTY) as usize
-        };
-        numbers.extend(keys.iter().map(first));
-        missed.clear();
-        missed.resize(keys.len(), 0);
-        let mut count = 0;
-        for (row, (key, number)) in keys.iter().zip(numbers.iter()).enumerate() {
-            // Written whether it is a miss or not: a branch would be guessed wrong too often.
-            if let Some(place) = missed.get_mut(count) {
-                *place = row as u32;
-            }
-            count += usize::from(known.get(*number) != Some(key));
-        }
         let mut searches = std::mem::take(&mut self.searches);
-        let missed = self.missed.iter().take(count);
-        let search = |row: &u32| Some(Search { row: *row, slot: self.home(*keys.get(*row as usize)?) as u32 });
-        searches.extend(missed.filter_map(search));
-        let mut new = Vec::new();
-        while !searches.is_empty() {
-            self.sort_out(keys, numbers, &mut searches, &mut new);
-            for search in &searches {
-                if let Some(number) = numbers.get_mut(search.row as usize) {
-                    *number = self.slots.get(search.slot as usize).copied().unwrap_or(EMPTY) as usize;
-                }
-            }
+        searches.open.extend((0..).zip(keys).map(|(row, key)| Search { row, slot: self.home(*key) as u32 }));
+        numbers.resize(keys.len(), 0);
+        while !searches.open.is_empty() {
+            self.read(&mut searches);
+            searches.sort_out(keys, numbers);
+            searches.open.iter_mut().for_each(|search| search.slot = self.after(search.slot as usize) as u32);
         }
-        self.searches = searches;
-        for row in new {
+        for row in searches.new.drain(..) {
             if let (Some(key), Some(number)) = (keys.get(row as usize), numbers.get_mut(row as usize)) {
                 *number = self.number(*key)? as usize;
             }
         }
+        self.searches = searches;
         Ok(())
     }
 
-    /// Compares the keys of the numbers that were found. Leaves in `searches` those that go on, each at its next slot, and puts
-    /// rows with a new key into `new`.
-    fn sort_out(&self, keys: &[T::Native], numbers: &[usize], searches: &mut Vec<Search>, new: &mut Vec<u32>) {
-        let mut left = 0;
-        for at in 0..searches.len() {
-            let Some(Search { row, slot }) = searches.get(at).copied() else { continue };
-            let number = numbers.get(row as usize).copied().unwrap_or_default();
-            let is_empty = number == EMPTY as usize;
-            if is_empty {
-                new.push(row);
-            }
-            let is_found = self.keys.get(number) == keys.get(row as usize);
-            // Written whether it goes on or not: a branch would be guessed wrong too often.
-            if let Some(place) = searches.get_mut(left) {
-                *place = Search { row, slot: self.after(slot as usize) as u32 };
-            }
-            left += usize::from(!is_found & !is_empty);
-        }
-        searches.truncate(left);
+    /// Reads the slot of each search, and then the key of each number.
+    fn read(&self, searches: &mut Searches<T::Native>) {
+        let Searches { open, numbers, found, .. } = searches;
+        numbers.clear();
+        numbers.extend(open.iter().map(|search| self.slots.get(search.slot as usize).copied().unwrap_or(EMPTY)));
+        found.clear();
+        found.extend(numbers.iter().map(|number| self.keys.get(*number as usize).copied().unwrap_or_default()));
     }
 }
 
-/// A row whose key is looked for.
-#[derive(Debug, Clone, Copy)]
-struct Search {
-    row: u32,
-    slot: u32,
+impl<K: Copy + Eq> Searches<K> {
+    /// Tells rows the numbers that were read, and leaves the searches that go on. Rows whose slot is empty are new.
+    fn sort_out(&mut self, keys: &[K], numbers: &mut [usize]) {
+        let mut left = 0;
+        for (at, (number, found)) in self.numbers.iter().zip(&self.found).enumerate() {
+            let Some(search) = self.open.get(at).copied() else { break };
+            let row = search.row as usize;
+            let (Some(key), Some(place)) = (keys.get(row), numbers.get_mut(row)) else { break };
+            *place = *number as usize;
+            let is_new = *number == EMPTY;
+            if is_new {
+                self.new.push(search.row);
+            }
+            // Written whether it goes on or not: a branch would be guessed wrong too often.
+            if let Some(place) = self.open.get_mut(left) {
+                *place = search;
+            }
+            left += usize::from((found != key) & !is_new);
+        }
+        self.open.truncate(left);
+    }
 }
 
 /// The number of the next key.
