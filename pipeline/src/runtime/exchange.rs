@@ -27,8 +27,18 @@ struct Route {
     lanes: Vec<Lane>,
     /// The receiver of the next batch, where batches go round.
     next: usize,
-    /// The hash, then the receiver, of each row of the last batch that was cut.
+    division: Division,
+}
+
+/// How the last batch was divided among receivers. Kept for its memory.
+#[derive(Debug, Default)]
+struct Division {
+    /// Of each row: its hash, then its receiver.
     owners: Vec<u64>,
+    /// The rows of each receiver, in a part for as many as the batch has: nothing needs to be counted first.
+    rows: Vec<u32>,
+    /// Where the rows of each receiver end in them.
+    ends: Vec<usize>,
 }
 
 /// All edges out of one subtask.
@@ -52,7 +62,7 @@ impl Outputs {
     pub fn add(&mut self, exchange: Exchange, senders: Vec<Sender>, index: usize) {
         let next = index % senders.len().max(1);
         let lanes = senders.into_iter().map(|sender| Lane { sender, waiting: None }).collect();
-        self.routes.push(Route { exchange, lanes, next, owners: Vec::new() });
+        self.routes.push(Route { exchange, lanes, next, division: Division::default() });
     }
 
     /// Whether nobody reads this subtask: a sink.
@@ -103,7 +113,7 @@ impl Route {
         match &self.exchange {
             Exchange::Hash(keys) if count > 1 && !keys.is_empty() => {
                 let keys = keys.iter().map(|key| column(batch, *key)).collect::<Result<Vec<_>, _>>()?;
-                for (receiver, part) in split(batch, &keys, count, &mut self.owners)? {
+                for (receiver, part) in split(batch, &keys, count, &mut self.division)? {
                     self.put(receiver, part);
                 }
             }
@@ -138,22 +148,30 @@ fn split(
     batch: &RecordBatch,
     keys: &[&ArrayRef],
     receivers: usize,
-    owners: &mut Vec<u64>,
+    division: &mut Division,
 ) -> Result<Vec<(usize, RecordBatch)>, ArrowError> {
-    hash::hash_columns_into(keys.iter().copied(), batch.num_rows(), owners)?;
-    let mut counts = vec![0_usize; receivers];
-    for owner in owners.iter_mut() {
-        let receiver = hash::owner(*owner, receivers);
-        *owner = receiver as u64;
-        counts[receiver] += 1;
-    }
-    if let Some(receiver) = counts.iter().position(|count| *count == batch.num_rows()) {
-        return Ok(vec![(receiver, batch.clone())]);
-    }
-    let mut rows: Vec<Vec<u32>> = counts.into_iter().map(Vec::with_capacity).collect();
+    let count = batch.num_rows();
+    let Division { owners, rows, ends } = division;
+    hash::hash_columns_into(keys.iter().copied(), count, owners)?;
+    // On its own: a loop that also stores where the product says is three times as slow.
+    owners.iter_mut().for_each(|owner| *owner = hash::owner(*owner, receivers) as u64);
+    rows.resize(receivers * count, 0);
+    ends.clear();
+    ends.extend((0..receivers).map(|receiver| receiver * count));
     for (row, owner) in (0_u32..).zip(owners) {
-        rows[*owner as usize].push(row);
+        let end = &mut ends[*owner as usize];
+        rows[*end] = row;
+        *end += 1;
     }
-    let parts = rows.into_iter().enumerate().filter(|(_, rows)| !rows.is_empty());
-    parts.map(|(receiver, rows)| Ok((receiver, take_record_batch(batch, &UInt32Array::from(rows))?))).collect()
+    let mut parts = Vec::with_capacity(receivers);
+    for (receiver, end) in ends.iter().enumerate() {
+        let own = &rows[receiver * count..*end];
+        if own.len() == count {
+            return Ok(vec![(receiver, batch.clone())]);
+        }
+        if !own.is_empty() {
+            parts.push((receiver, take_record_batch(batch, &UInt32Array::from(own.to_vec()))?));
+        }
+    }
+    Ok(parts)
 }
