@@ -26,7 +26,7 @@ use crate::cli::service::{Child, RunningService, Service, tail};
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
     /// million: influencers, each read once a minute
-    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = A_MILLION, value_parser = clap::value_parser!(u64).range(1..))]
     influencers: u64,
     /// million: whole minutes
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
@@ -84,6 +84,11 @@ struct PerProcess {
     stand_in: f64,
     clickhouse: f64,
 }
+
+/// The size that the aims are for: what it leaves idle of a machine, and the memory that it and each further one may take (600 MB).
+const A_MILLION: u64 = 1_000_000;
+const PERCENT_IDLE: f64 = 66.7;
+const MIB_PER_MILLION: f64 = 572.0;
 
 /// Where the pipeline logs, in the folder of the run.
 const PIPELINE_LOG: &str = "pipeline.log";
@@ -342,11 +347,24 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
     let settings = &bench.args.million;
     let flame = settings.flame_graph.then_some((bench.args.out.as_path(), "million.svg"));
     let found = minutes(settings, &bench.args.programs, flame).await?;
-    println!("{}", serde_json::to_string(&found)?);
+    let data = serde_json::to_string(&found)?;
     if !found.whole {
+        println!("{data}");
         return Err("not every minute was whole: see the line above".into());
     }
-    let mut section = Section::new(format!("{} influencers a minute", grouped(settings.influencers)));
+    let mut section = section_of(&found);
+    section.data = Some(data);
+    match found.flame_graph {
+        Ok(true) => section.chart("million.svg"),
+        Ok(false) => {}
+        Err(reason) => section.note(format!("No flame graph: {reason}.")),
+    }
+    Ok(section)
+}
+
+/// The figures of one size.
+fn section_of(found: &Outcome) -> Section {
+    let mut section = Section::new(format!("{} influencers a minute", grouped(found.influencers)));
     let worst = found.seconds_to_last_reading.iter().copied().fold(0.0, f64::max);
     section.tell(
         Figure::new("whole minutes", found.whole_minutes as f64, "")
@@ -374,17 +392,22 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
         section.tell(Figure::new(format!("CPU of the {name}"), cores, "cores"));
         section.tell(Figure::new(format!("CPU of the {name} per fetch"), found.micros_per_fetch(cores), "µs"));
     }
-    section.tell(Figure::new("peak memory of the pipeline", found.peak_memory_mib.pipeline, "MiB").at_most(600.0));
+    let PerProcess { pipeline, stand_in, clickhouse } = found.cpu_cores;
+    let cores = std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64);
+    let idle = 100.0 - (pipeline + stand_in + clickhouse) / cores * 100.0;
+    let mut left = Figure::new("CPU that all three leave idle", idle, "%");
+    if found.influencers <= A_MILLION {
+        left = left.at_least(PERCENT_IDLE);
+    }
+    section.tell(left);
+    let memory = Figure::new("peak memory of the pipeline", found.peak_memory_mib.pipeline, "MiB");
+    let millions = (found.influencers as f64 / A_MILLION as f64).max(1.0);
+    section.tell(memory.at_most(MIB_PER_MILLION * millions));
     section.tell(Figure::new("peak memory of ClickHouse", found.peak_memory_mib.clickhouse, "MiB"));
     section.tell(Figure::new("timeline on disk", found.timeline_bytes_per_row, "bytes per row"));
     let day = found.timeline_bytes_per_row * found.influencers as f64 * 1_440.0 / 1e9;
     section.tell(Figure::new("timeline on disk", day, "GB per day"));
-    match found.flame_graph {
-        Ok(true) => section.chart("million.svg"),
-        Ok(false) => {}
-        Err(reason) => section.note(format!("No flame graph: {reason}.")),
-    }
-    Ok(section)
+    section
 }
 
 /// Runs the job at three sizes: what an influencer costs may not rise.

@@ -144,13 +144,15 @@ pub async fn run(args: BenchArgs) -> Outcome {
     }
     let mut signals = Signals::listen()?;
     let bench = Bench { args: &args };
+    let mut data = Vec::new();
     for name in names {
         say(format!("bench {}", name.text()));
-        let section = tokio::select! {
+        let mut section = tokio::select! {
             section = measure(&bench, name) => section?,
             // What it had started ends with it.
             () = signals.next() => return Err("stopped before it was done".into()),
         };
+        data.extend(section.data.take());
         let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let run = Run { date, commit: machine::commit(), short: args.short, machine: Machine::here() };
         let mut report = Report::open(&args.out)?;
@@ -158,6 +160,7 @@ pub async fn run(args: BenchArgs) -> Outcome {
         report.write(&args.out)?;
     }
     say(format!("the report is in {}", args.out.join("report.md").display()));
+    data.iter().for_each(|line| println!("{line}"));
     Ok(())
 }
 

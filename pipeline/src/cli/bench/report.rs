@@ -34,6 +34,9 @@ pub struct Section {
     pub figures: Vec<Figure>,
     charts: Vec<String>,
     notes: Vec<String>,
+    /// What goes to standard output when everything is done.
+    #[serde(skip)]
+    pub data: Option<String>,
 }
 
 /// Where, when and on what a benchmark was run.
@@ -172,7 +175,7 @@ impl Aim {
 impl Section {
     /// An empty section.
     pub fn new(title: impl Into<String>) -> Self {
-        Self { title: title.into(), run: None, figures: Vec::new(), charts: Vec::new(), notes: Vec::new() }
+        Self { title: title.into(), run: None, figures: Vec::new(), charts: Vec::new(), notes: Vec::new(), data: None }
     }
 
     /// Adds a figure and tells it. One that is no number, or compared to nothing, is a note that it was not measured.
