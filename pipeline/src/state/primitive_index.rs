@@ -21,6 +21,9 @@ const EMPTY: u32 = u32::MAX;
 
 const LEAST_SLOTS: usize = 64;
 
+/// Up to so many slots, they and their keys are in the nearer caches: there is nothing to wait for.
+const NEAR_SLOTS: usize = 1 << 15;
+
 /// An index of keys of this type, if there is one.
 pub(super) fn of_type(data_type: &DataType) -> Option<Box<dyn GroupValues>> {
     macro_rules! by_type {
@@ -75,6 +78,8 @@ struct Searches<K> {
     found: Vec<K>,
     /// Rows whose search met an empty slot.
     new: Vec<u32>,
+    /// Rows whose first slot has another key, in front of what others left.
+    missed: Vec<u32>,
 }
 
 impl<T: ArrowPrimitiveType> PrimitiveIndex<T>
@@ -163,8 +168,12 @@ where
     /// turn. New keys are numbered at the end.
     fn intern_valid(&mut self, keys: &[T::Native], numbers: &mut Vec<usize>) -> Result<()> {
         let mut searches = std::mem::take(&mut self.searches);
-        searches.open.extend((0..).zip(keys).map(|(row, key)| Search { row, slot: self.home(*key) as u32 }));
-        numbers.resize(keys.len(), 0);
+        if self.slots.len() <= NEAR_SLOTS {
+            self.look_near(keys, numbers, &mut searches);
+        } else {
+            searches.open.extend((0..).zip(keys).map(|(row, key)| self.search(row, *key)));
+            numbers.resize(keys.len(), 0);
+        }
         while !searches.open.is_empty() {
             self.read(&mut searches);
             searches.sort_out(keys, numbers);
@@ -177,6 +186,28 @@ where
         }
         self.searches = searches;
         Ok(())
+    }
+
+    fn search(&self, row: u32, key: T::Native) -> Search {
+        Search { row, slot: self.home(key) as u32 }
+    }
+
+    /// Tells rows the numbers of their first slots, and opens a search for each that has another key: fewer steps a row, for a
+    /// small table.
+    fn look_near(&self, keys: &[T::Native], numbers: &mut Vec<usize>, searches: &mut Searches<T::Native>) {
+        numbers.extend(keys.iter().map(|key| self.slots.get(self.home(*key)).copied().unwrap_or(EMPTY) as usize));
+        let Searches { open, missed, .. } = searches;
+        missed.resize(missed.len().max(keys.len()), 0);
+        let mut count = 0;
+        for (row, (key, number)) in (0..).zip(keys.iter().zip(numbers.iter())) {
+            // Written whether it is a miss or not: a branch would be guessed wrong too often.
+            if let Some(place) = missed.get_mut(count) {
+                *place = row;
+            }
+            count += usize::from(self.keys.get(*number) != Some(key));
+        }
+        let search = |row: &u32| keys.get(*row as usize).map(|key| self.search(*row, *key));
+        open.extend(missed.iter().take(count).filter_map(search));
     }
 
     /// Reads the slot of each search, and then the key of each number.
@@ -304,9 +335,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_keys_as_a_map_does(batches in proptest::collection::vec(keys(), 1..12), taken_after in 1..6usize) {
+        fn numbers_keys_as_a_map_does(batches in proptest::collection::vec(keys(), 1..12), taken_after in 1..6usize, is_large in any::<bool>()) {
             let mut index = of_type(&DataType::Int64).unwrap();
             let mut model = HashMap::new();
+            if is_large {
+                // No longer near.
+                let many: Vec<_> = (0..NEAR_SLOTS as i64).map(|key| key * 5).collect();
+                let numbers = intern(index.as_mut(), Arc::new(Int64Array::from(many.clone())));
+                model.extend(many.into_iter().map(Some).zip(numbers));
+            }
             for (at, batch) in batches.iter().enumerate() {
                 let numbers = intern(index.as_mut(), Arc::new(Int64Array::from(batch.clone())));
                 prop_assert_eq!(numbers.len(), batch.len());

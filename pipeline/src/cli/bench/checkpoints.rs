@@ -136,7 +136,7 @@ fn written(bytes: u64) -> Result<f64, Failure> {
 /// Runs the benchmark.
 pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
     let mut section = Section::new("Checkpoints");
-    let rows = bench.size(100_000_000, 20_000_000);
+    let rows = bench.size(200_000_000, 20_000_000);
     for parallelism in [1, 2] {
         let (mut with, mut without) = (Vec::new(), Vec::new());
         for _ in 0..RUNS {
