@@ -313,14 +313,12 @@ impl Accumulators {
 pub(super) struct Groups {
     keys: KeyIndex,
     accumulators: Accumulators,
-    /// The group of each row of the last batch.
-    numbers: Vec<usize>,
 }
 
 impl Groups {
     pub(super) fn try_new(aggregation: &Aggregation, functions: &Functions) -> Result<Self, OperatorError> {
         let keys = KeyIndex::try_new(&aggregation.keys)?;
-        Ok(Self { keys, accumulators: functions.accumulators()?, numbers: Vec::new() })
+        Ok(Self { keys, accumulators: functions.accumulators()? })
     }
 
     /// How many groups there are.
@@ -334,16 +332,16 @@ impl Groups {
         aggregation: &Aggregation,
         functions: &Functions,
         batch: &RecordBatch,
-    ) -> Result<(&[usize], usize), OperatorError> {
+    ) -> Result<(Vec<usize>, usize), OperatorError> {
         let keys = aggregation.keys_of(batch);
+        let numbers = self.number(&keys, batch.num_rows())?;
         match aggregation.reads {
-            AggregateInput::States => self.merge(functions, &keys, aggregation.states_of(batch), batch.num_rows())?,
-            AggregateInput::Rows => {
-                self.keys.intern(&keys, batch.num_rows(), &mut self.numbers)?;
-                functions.add(&mut self.accumulators, batch, &self.numbers, self.keys.len())?;
+            AggregateInput::States => {
+                self.accumulators.merge(functions, aggregation.states_of(batch), &numbers, self.keys.len())?;
             }
+            AggregateInput::Rows => functions.add(&mut self.accumulators, batch, &numbers, self.keys.len())?,
         }
-        Ok((&self.numbers, self.keys.len()))
+        Ok((numbers, self.keys.len()))
     }
 
     /// Merges the states of `rows` keys, as [`Groups::take_states`] gives them.
@@ -354,8 +352,15 @@ impl Groups {
         states: &[ArrayRef],
         rows: usize,
     ) -> Result<(), OperatorError> {
-        self.keys.intern(keys, rows, &mut self.numbers)?;
-        self.accumulators.merge(functions, states, &self.numbers, self.keys.len())
+        let numbers = self.number(keys, rows)?;
+        self.accumulators.merge(functions, states, &numbers, self.keys.len())
+    }
+
+    /// The number of each row's group. Memory for each batch: there may be thousands of groups, one for each open window.
+    fn number(&mut self, keys: &[ArrayRef], rows: usize) -> Result<Vec<usize>, OperatorError> {
+        let mut numbers = Vec::with_capacity(rows);
+        self.keys.intern(keys, rows, &mut numbers)?;
+        Ok(numbers)
     }
 
     /// The key columns and the functions' values, one row per group; nothing is left. There must be a group.

@@ -176,7 +176,7 @@ impl PartialAggregateOperator {
         let (numbers, count) = window.groups.add(&self.aggregation, &self.functions, rows)?;
         if self.windows.is_none() {
             let times = rows.column(self.aggregation.timestamp).as_primitive::<TimestampNanosecondType>();
-            window.latest.add(numbers, count, times.values());
+            window.latest.add(&numbers, count, times.values());
         }
         let new = count - before;
         self.groups += new;

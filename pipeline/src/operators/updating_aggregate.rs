@@ -200,7 +200,7 @@ impl Operator for UpdatingAggregateOperator {
     fn process(&mut self, _input: usize, batch: RecordBatch, cx: &mut Context<'_>) -> Result<(), OperatorError> {
         let times = batch.column(self.aggregation.timestamp).as_primitive::<TimestampNanosecondType>();
         let (groups, count) = self.delta.add(&self.aggregation, &self.functions, &batch)?;
-        self.latest.add(groups, count, times.values());
+        self.latest.add(&groups, count, times.values());
         if self.delta.len() >= DELTA_KEYS {
             return self.flush(cx);
         }

@@ -58,7 +58,6 @@ struct PrimitiveIndex<T: ArrowPrimitiveType> {
     keys: Vec<T::Native>,
     null: Option<u32>,
     hasher: FixedState,
-    searches: Searches<T::Native>,
 }
 
 /// A row whose key is looked for, and where.
@@ -68,7 +67,8 @@ struct Search {
     slot: u32,
 }
 
-/// The rows of a batch that have not found their key yet, and what was read for each. Kept for its memory.
+/// The rows of a batch that have not found their key yet, and what was read for each. Made for each batch: there may be
+/// thousands of tables, one for each open window, and memory that was just used is near.
 #[derive(Default)]
 struct Searches<K> {
     open: Vec<Search>,
@@ -78,8 +78,6 @@ struct Searches<K> {
     found: Vec<K>,
     /// Rows whose search met an empty slot.
     new: Vec<u32>,
-    /// Rows whose first slot has another key, in front of what others left.
-    missed: Vec<u32>,
 }
 
 impl<T: ArrowPrimitiveType> PrimitiveIndex<T>
@@ -94,7 +92,6 @@ where
             keys: Vec::new(),
             null: None,
             hasher: FixedState::default(),
-            searches: Searches::default(),
         };
         index.lay_out(LEAST_SLOTS);
         index
@@ -167,9 +164,9 @@ where
     /// Rows without nulls. Most find their key in its first slot; the others look on, all of them at their next slot in each
     /// turn. New keys are numbered at the end.
     fn intern_valid(&mut self, keys: &[T::Native], numbers: &mut Vec<usize>) -> Result<()> {
-        let mut searches = std::mem::take(&mut self.searches);
+        let mut searches = Searches::default();
         if self.slots.len() <= NEAR_SLOTS {
-            self.look_near(keys, numbers, &mut searches);
+            searches.open = self.look_near(keys, numbers);
         } else {
             searches.open.extend((0..).zip(keys).map(|(row, key)| self.search(row, *key)));
             numbers.resize(keys.len(), 0);
@@ -179,12 +176,11 @@ where
             searches.sort_out(keys, numbers);
             searches.open.iter_mut().for_each(|search| search.slot = self.after(search.slot as usize) as u32);
         }
-        for row in searches.new.drain(..) {
+        for row in searches.new {
             if let (Some(key), Some(number)) = (keys.get(row as usize), numbers.get_mut(row as usize)) {
                 *number = self.number(*key)? as usize;
             }
         }
-        self.searches = searches;
         Ok(())
     }
 
@@ -192,12 +188,11 @@ where
         Search { row, slot: self.home(key) as u32 }
     }
 
-    /// Tells rows the numbers of their first slots, and opens a search for each that has another key: fewer steps a row, for a
+    /// Tells rows the numbers of their first slots. Returns a search for each whose key is not there. Fewer steps a row, for a
     /// small table.
-    fn look_near(&self, keys: &[T::Native], numbers: &mut Vec<usize>, searches: &mut Searches<T::Native>) {
+    fn look_near(&self, keys: &[T::Native], numbers: &mut Vec<usize>) -> Vec<Search> {
         numbers.extend(keys.iter().map(|key| self.slots.get(self.home(*key)).copied().unwrap_or(EMPTY) as usize));
-        let Searches { open, missed, .. } = searches;
-        missed.resize(missed.len().max(keys.len()), 0);
+        let mut missed = vec![0; keys.len()];
         let mut count = 0;
         for (row, (key, number)) in (0..).zip(keys.iter().zip(numbers.iter())) {
             // Written whether it is a miss or not: a branch would be guessed wrong too often.
@@ -207,7 +202,7 @@ where
             count += usize::from(self.keys.get(*number) != Some(key));
         }
         let search = |row: &u32| keys.get(*row as usize).map(|key| self.search(*row, *key));
-        open.extend(missed.iter().take(count).filter_map(search));
+        missed.iter().take(count).filter_map(search).collect()
     }
 
     /// Reads the slot of each search, and then the key of each number.
