@@ -402,6 +402,18 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_were_late_before_a_restart_are_late_after_it() {
+        let node = partial(Some(WIDTH));
+        let mut driver = Driver::new(&node);
+        driver.watermark(Watermark::At(Time(25)));
+        driver.restart(&node);
+        driver.rows(batch_of(&[event(1, 1, 5), event(1, 2, 21), event(1, 4, 5), event(1, 1, 22)])).unwrap();
+        assert_eq!(driver.trace(), ["at 25", "2 rows"], "one by one, for the reader to count");
+        driver.finish();
+        assert_eq!(driver.trace(), ["1 rows", "end"]);
+    }
+
+    #[test]
     fn rows_of_too_many_keys_pass_one_by_one_and_count_all_the_same() {
         let (first, count) = (partial(Some(WIDTH)), BATCH_ROWS * 6);
         let states = first.output().unwrap();
@@ -471,7 +483,7 @@ mod tests {
         fn the_whole_of_its_parts_is_what_the_batch_engine_gives(
             mut events in random_events(100),
             lengths in lengths(),
-            steps in proptest::collection::vec((0..2usize, 0..4u8), 1..10),
+            steps in proptest::collection::vec((0..2usize, 0..5u8), 1..10),
             width in proptest::option::of(Just(WIDTH)),
             disorder in 1..30i64,
         ) {
@@ -494,6 +506,7 @@ mod tests {
                     0 => parts[*at].barrier(),
                     1 => parts[*at].watermark(Watermark::Idle),
                     2 => parts[*at].pass(PERIOD),
+                    3 => parts[*at].restart(&part),
                     _ => parts[*at].watermark(Watermark::At(Time((latest / disorder) * disorder))),
                 }
                 // The runtime merges the watermarks of senders; here only the last one is passed on.

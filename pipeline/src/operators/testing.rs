@@ -23,6 +23,7 @@ use crate::plan::{StreamKind, StreamSchema};
 use crate::runtime::{
     Barrier, Body, Clock, Context, Epoch, Operator, OperatorError, Outbox, Output, Stage, Subtask, Time, Watermark,
 };
+use crate::state::{Restored, Share, StateLogs};
 
 /// Runs one subtask as the runtime would, on a clock of its own.
 pub(super) struct Driver {
@@ -44,6 +45,10 @@ impl Driver {
 
     /// As if something behind read event time, or nothing did.
     pub(super) fn with_readers(stage: &dyn Stage, event_time_is_read: bool) -> Self {
+        Self::begun(stage, event_time_is_read, None)
+    }
+
+    fn begun(stage: &dyn Stage, event_time_is_read: bool, state: Option<&Restored>) -> Self {
         let clock = Clock::system();
         let subtask = Subtask {
             pipeline: "test".into(),
@@ -59,8 +64,25 @@ impl Driver {
         let (outbox, now) = (Outbox::default(), Time(1_000_000_000));
         let mut driver =
             Self { operator, schema, outbox, wake: None, now, sent: Vec::new(), late: 0, calls: Vec::new() };
+        if let Some(state) = state {
+            driver.call(|operator, _| operator.restore(state)).unwrap();
+        }
         driver.call(|operator, cx| operator.start(cx)).unwrap();
         driver
+    }
+
+    /// Goes on with another subtask of `stage`, from the checkpoint that a barrier makes now.
+    pub(super) fn restart(&mut self, stage: &dyn Stage) {
+        self.barrier();
+        let mut logs = StateLogs::default();
+        let mut snapshot = logs.snapshot();
+        self.operator.snapshot(&mut snapshot).unwrap();
+        let saved = snapshot.finish();
+        let tables = saved.tables.into_iter().map(|(name, change)| (name, change.batches)).collect();
+        let share = Share { values: saved.values, tables, staged: saved.staged };
+        let next = Self::begun(stage, true, Some(&Restored::new([share].into(), 0, 1)));
+        self.sent.extend(next.sent);
+        (self.operator, self.outbox, self.wake) = (next.operator, next.outbox, next.wake);
     }
 
     fn call<T>(&mut self, call: impl FnOnce(&mut dyn Operator, &mut Context<'_>) -> T) -> T {

@@ -371,6 +371,7 @@ mod tests {
             lengths in lengths(),
             disorder in 1..30i64,
             window_position in 0..3usize,
+            restarts in proptest::collection::vec(any::<bool>(), 1..10),
         ) {
             // In order but for `disorder`, which the watermark stays behind by: no row is late.
             events.sort_by_key(|event| event.time / disorder);
@@ -387,8 +388,11 @@ mod tests {
             ];
             let node = TumblingAggregate::try_new(&input, AggregateInput::Rows, WIDTH, vec![0, 1], window_position, "w".into(), calls).unwrap();
             let mut driver = Driver::new(&node);
-            for run in cut(&events, &lengths) {
+            for (run, restarts) in cut(&events, &lengths).into_iter().zip(restarts.iter().cycle()) {
                 driver.rows(batch_of(run)).unwrap();
+                if *restarts {
+                    driver.restart(&node);
+                }
                 let latest = run.last().map_or(0, |event| event.time);
                 driver.watermark(Watermark::At(Time((latest / disorder) * disorder)));
             }

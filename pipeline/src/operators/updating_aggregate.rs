@@ -431,6 +431,7 @@ mod tests {
             events in random_events(100),
             lengths in lengths(),
             flushes in proptest::collection::vec(any::<bool>(), 1..20),
+            restarts in proptest::collection::vec(any::<bool>(), 1..10),
         ) {
             let input = self::events();
             let mut filtered = call(&input, sum_udaf(), &["v"], "kept");
@@ -450,7 +451,7 @@ mod tests {
             let mut driver = Driver::new(&node);
             // Rows by key, with the set's elements sorted once a row stands: their order is not defined.
             let mut standing: BTreeMap<String, String> = BTreeMap::new();
-            let mut flush = flushes.iter().cycle();
+            let (mut flush, mut restart) = (flushes.iter().cycle(), restarts.iter().cycle());
             let runs = cut(&events, &lengths);
             for (i, run) in runs.iter().enumerate() {
                 driver.rows(batch_of(run)).unwrap();
@@ -458,6 +459,9 @@ mod tests {
                     continue;
                 }
                 driver.barrier();
+                if restart.next() == Some(&true) {
+                    driver.restart(&node);
+                }
                 for change in changes(&driver.sent_rows()) {
                     let key: String = change[1..].splitn(3, '|').take(2).collect::<Vec<_>>().join("|");
                     if let Some(row) = change.strip_prefix('-') {

@@ -330,7 +330,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_keys_as_a_map_does(batches in proptest::collection::vec(keys(), 1..12), taken_after in 1..6usize, is_large in any::<bool>()) {
+        fn numbers_keys_as_a_map_does(
+            batches in proptest::collection::vec(keys(), 1..12),
+            taken_after in 1..6usize,
+            is_large in any::<bool>(),
+        ) {
             let mut index = of_type(&DataType::Int64).unwrap();
             let mut model = HashMap::new();
             if is_large {
