@@ -333,30 +333,32 @@ impl Groups {
         functions: &Functions,
         batch: &RecordBatch,
     ) -> Result<(Vec<usize>, usize), OperatorError> {
-        let keys = aggregation.keys_of(batch);
-        let numbers = self.number(&keys, batch.num_rows())?;
-        match aggregation.reads {
-            AggregateInput::States => {
-                self.accumulators.merge(functions, aggregation.states_of(batch), &numbers, self.keys.len())?;
+        let (keys, rows) = (aggregation.keys_of(batch), batch.num_rows());
+        let numbers = match aggregation.reads {
+            AggregateInput::States => self.merge(functions, &keys, aggregation.states_of(batch), rows)?,
+            AggregateInput::Rows => {
+                let numbers = self.number(&keys, rows)?;
+                functions.add(&mut self.accumulators, batch, &numbers, self.keys.len())?;
+                numbers
             }
-            AggregateInput::Rows => functions.add(&mut self.accumulators, batch, &numbers, self.keys.len())?,
-        }
+        };
         Ok((numbers, self.keys.len()))
     }
 
-    /// Merges the states of `rows` keys, as [`Groups::take_states`] gives them.
+    /// Merges the states of `rows` keys, as [`Groups::take_states`] gives them. Returns the number of each row's group.
     pub(super) fn merge(
         &mut self,
         functions: &Functions,
         keys: &[ArrayRef],
         states: &[ArrayRef],
         rows: usize,
-    ) -> Result<(), OperatorError> {
+    ) -> Result<Vec<usize>, OperatorError> {
         let numbers = self.number(keys, rows)?;
-        self.accumulators.merge(functions, states, &numbers, self.keys.len())
+        self.accumulators.merge(functions, states, &numbers, self.keys.len())?;
+        Ok(numbers)
     }
 
-    /// The number of each row's group. Memory for each batch: there may be thousands of groups, one for each open window.
+    /// The number of each row's group. Memory for each batch: there may be thousands of these, one for each open window.
     fn number(&mut self, keys: &[ArrayRef], rows: usize) -> Result<Vec<usize>, OperatorError> {
         let mut numbers = Vec::with_capacity(rows);
         self.keys.intern(keys, rows, &mut numbers)?;

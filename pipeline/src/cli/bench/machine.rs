@@ -17,6 +17,11 @@ pub struct Machine {
     kernel: String,
 }
 
+/// How many cores this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 impl Machine {
     /// This one.
     pub fn here() -> Self {
@@ -29,7 +34,7 @@ impl Machine {
         let kib = memory.and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
         Self {
             processor: field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            cores: cores(),
             memory_mib: kib.unwrap_or(0) / 1024,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
         }

@@ -17,7 +17,7 @@ use tokio::process::Command;
 use super::call_times::CallTimes;
 use super::machine::Usage;
 use super::report::{Figure, Section};
-use super::{Bench, Programs, flame};
+use super::{Bench, Programs, flame, machine};
 use crate::cli::Failure;
 use crate::cli::progress::{grouped, say};
 use crate::cli::service::{Child, RunningService, Service, tail};
@@ -393,8 +393,7 @@ fn section_of(found: &Outcome) -> Section {
         section.tell(Figure::new(format!("CPU of the {name} per fetch"), found.micros_per_fetch(cores), "µs"));
     }
     let PerProcess { pipeline, stand_in, clickhouse } = found.cpu_cores;
-    let cores = std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64);
-    let idle = 100.0 - (pipeline + stand_in + clickhouse) / cores * 100.0;
+    let idle = 100.0 - (pipeline + stand_in + clickhouse) / machine::cores() as f64 * 100.0;
     let mut left = Figure::new("CPU that all three leave idle", idle, "%");
     if found.influencers <= A_MILLION {
         left = left.at_least(PERCENT_IDLE);

@@ -143,24 +143,33 @@ pub async fn run(args: BenchArgs) -> Outcome {
         return Err("--only chooses among the comparisons of `streaming`: name that benchmark, and no other".into());
     }
     let mut signals = Signals::listen()?;
-    let bench = Bench { args: &args };
     let mut data = Vec::new();
+    let outcome = measure_each(&Bench { args: &args }, names, &mut signals, &mut data).await;
+    if outcome.is_ok() {
+        say(format!("the report is in {}", args.out.join("report.md").display()));
+    }
+    // Of those that were done, though a later one may have failed.
+    data.iter().for_each(|line| println!("{line}"));
+    outcome
+}
+
+/// Runs one benchmark after the other and puts each into the report. What is for standard output goes to `data`.
+async fn measure_each(bench: &Bench<'_>, names: Vec<Name>, signals: &mut Signals, data: &mut Vec<String>) -> Outcome {
+    let out = &bench.args.out;
     for name in names {
         say(format!("bench {}", name.text()));
         let mut section = tokio::select! {
-            section = measure(&bench, name) => section?,
+            section = measure(bench, name) => section?,
             // What it had started ends with it.
             () = signals.next() => return Err("stopped before it was done".into()),
         };
         data.extend(section.data.take());
         let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        let run = Run { date, commit: machine::commit(), short: args.short, machine: Machine::here() };
-        let mut report = Report::open(&args.out)?;
+        let run = Run { date, commit: machine::commit(), short: bench.args.short, machine: Machine::here() };
+        let mut report = Report::open(out)?;
         report.put(&name.text(), section, run);
-        report.write(&args.out)?;
+        report.write(out)?;
     }
-    say(format!("the report is in {}", args.out.join("report.md").display()));
-    data.iter().for_each(|line| println!("{line}"));
     Ok(())
 }
 
