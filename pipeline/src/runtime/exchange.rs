@@ -25,8 +25,11 @@ struct Lane {
 struct Route {
     exchange: Exchange,
     lanes: Vec<Lane>,
-    /// The receiver of the next batch, where batches go round.
+    /// The receiver of the next batch, where batches are not divided.
     next: usize,
+    /// Whether the batch after it goes to the next receiver. Changes do not go round: one that withdraws a row could be ahead of
+    /// the one that adds it.
+    goes_round: bool,
     division: Division,
 }
 
@@ -58,11 +61,12 @@ impl Outputs {
         Self { routes: Vec::new(), metrics }
     }
 
-    /// Adds an edge with the channels to all of its receivers that this subtask (number `index`) sends to.
-    pub fn add(&mut self, exchange: Exchange, senders: Vec<Sender>, index: usize) {
+    /// Adds an edge with the channels to all of its receivers that this subtask (number `index`) sends to. Its rows may be
+    /// changes of rows sent before (`is_updating`).
+    pub fn add(&mut self, exchange: Exchange, is_updating: bool, senders: Vec<Sender>, index: usize) {
         let next = index % senders.len().max(1);
         let lanes = senders.into_iter().map(|sender| Lane { sender, waiting: None }).collect();
-        self.routes.push(Route { exchange, lanes, next, division: Division::default() });
+        self.routes.push(Route { exchange, lanes, next, goes_round: !is_updating, division: Division::default() });
     }
 
     /// Whether nobody reads this subtask: a sink.
@@ -120,7 +124,9 @@ impl Route {
             Exchange::Hash(_) => self.put(0, batch.clone()),
             Exchange::Forward => {
                 self.put(self.next, batch.clone());
-                self.next = (self.next + 1) % count.max(1);
+                if self.goes_round {
+                    self.next = (self.next + 1) % count.max(1);
+                }
             }
         }
         Ok(())

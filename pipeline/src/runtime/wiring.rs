@@ -7,7 +7,7 @@ use super::exchange::Outputs;
 use super::metrics::{Metrics, SubtaskMetrics};
 use super::run::Options;
 use super::{Job, OperatorError, PipelineError, Stage, hash};
-use crate::plan::{Dataflow, Edge, Exchange, Node};
+use crate::plan::{Dataflow, Edge, Exchange, Node, StreamSchema};
 
 /// All that joins one subtask to the rest.
 #[derive(Debug)]
@@ -28,7 +28,8 @@ pub fn wire(job: &Job, options: &Options, metrics: &mut Metrics) -> Result<Vec<V
     let mut wires: Vec<Vec<Wires>> = job.nodes().map(|(_, node)| ends(node, options, metrics)).collect();
     for edge in job.edges() {
         check_keys(job, edge)?;
-        connect(edge, options.channel_rows, &mut wires);
+        let is_updating = job.output(edge.from).is_some_and(StreamSchema::is_updating);
+        connect(edge, is_updating, options.channel_rows, &mut wires);
     }
     Ok(wires)
 }
@@ -46,7 +47,7 @@ fn ends(node: &Node<dyn Stage>, options: &Options, metrics: &mut Metrics) -> Vec
 }
 
 /// Connects every sender of `edge` with every receiver that it may send to.
-fn connect(edge: &Edge, channel_rows: usize, wires: &mut [Vec<Wires>]) {
+fn connect(edge: &Edge, is_updating: bool, channel_rows: usize, wires: &mut [Vec<Wires>]) {
     let senders = wires.get(edge.from.0).map_or(0, Vec::len);
     let Some(receivers) = wires.get_mut(edge.to.0) else { return };
     let straight = edge.exchange == Exchange::Forward && senders == receivers.len();
@@ -61,7 +62,7 @@ fn connect(edge: &Edge, channel_rows: usize, wires: &mut [Vec<Wires>]) {
     }
     let ends = wires.get_mut(edge.from.0).into_iter().flatten();
     for (index, (wires, lanes)) in ends.zip(lanes).enumerate() {
-        wires.outputs.add(edge.exchange.clone(), lanes, index);
+        wires.outputs.add(edge.exchange.clone(), is_updating, lanes, index);
     }
 }
 

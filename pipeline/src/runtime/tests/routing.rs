@@ -51,6 +51,24 @@ async fn equal_keys_of_one_sender_stay_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn changes_of_one_sender_stay_in_order_on_their_way_to_more_receivers() {
+    let column = |name| Arc::new(Field::new(name, DataType::Int64, false));
+    for (kind, used) in [(StreamKind::Append, 3), (StreamKind::Updating, 1)] {
+        let mut graph = Graph::default();
+        let source = graph.source(Some(1), numbers);
+        let output = StreamSchema::new([column("key"), column("value")], kind).unwrap();
+        let build = Box::new(|_: &Subtask| Body::Operator(Box::new(Pass)));
+        let stage = TestStage { kind: "changes", output: Some(output), max_parallelism: Some(1), build };
+        let changes = graph.add(stage, vec![(source, FORWARD)]);
+        let log = graph.sink(Some(3), vec![(changes, FORWARD)]);
+        graph.start(3).wait().await.unwrap();
+        assert_eq!(log.sorted(), all_numbers());
+        let subtasks: std::collections::BTreeSet<_> = log.rows().into_iter().map(|(subtask, _, _)| subtask).collect();
+        assert_eq!(subtasks.len(), used, "{kind:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn forward_keeps_to_one_subtask_or_goes_round() {
     for (senders, receivers) in [(3, 3), (1, 4), (4, 1), (2, 3)] {
         let mut graph = Graph::default();
