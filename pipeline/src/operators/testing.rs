@@ -1,6 +1,7 @@
 //! What the operators' tests share: a driver that stands in for the runtime, rows to feed it, and DataFusion's batch
 //! engine as an oracle.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{self, Poll, Wake, Waker};
@@ -36,6 +37,9 @@ pub(super) struct Driver {
     pub(super) late: u64,
     /// How long each call took that has ended.
     pub(super) calls: Vec<Duration>,
+    logs: StateLogs,
+    /// The logs as they have been saved so far.
+    saved: BTreeMap<String, Vec<RecordBatch>>,
 }
 
 impl Driver {
@@ -62,8 +66,18 @@ impl Driver {
         let Body::Operator(operator) = stage.build(&subtask).unwrap() else { panic!("an operator") };
         let schema = Arc::clone(stage.output().unwrap().schema());
         let (outbox, now) = (Outbox::default(), Time(1_000_000_000));
-        let mut driver =
-            Self { operator, schema, outbox, wake: None, now, sent: Vec::new(), late: 0, calls: Vec::new() };
+        let mut driver = Self {
+            operator,
+            schema,
+            outbox,
+            wake: None,
+            now,
+            sent: Vec::new(),
+            late: 0,
+            calls: Vec::new(),
+            logs: StateLogs::default(),
+            saved: BTreeMap::new(),
+        };
         if let Some(state) = state {
             driver.call(|operator, _| operator.restore(state)).unwrap();
         }
@@ -71,18 +85,34 @@ impl Driver {
         driver
     }
 
-    /// Goes on with another subtask of `stage`, from the checkpoint that a barrier makes now.
-    pub(super) fn restart(&mut self, stage: &dyn Stage) {
+    /// A subtask of `stage` that goes on from a checkpoint.
+    pub(super) fn resumed(stage: &dyn Stage, state: &Restored) -> Self {
+        Self::begun(stage, true, Some(state))
+    }
+
+    /// What the checkpoint that a barrier makes now has of this subtask.
+    pub(super) fn save(&mut self) -> Share {
         self.barrier();
-        let mut logs = StateLogs::default();
-        let mut snapshot = logs.snapshot();
+        let mut snapshot = self.logs.snapshot();
         self.operator.snapshot(&mut snapshot).unwrap();
         let saved = snapshot.finish();
-        let tables = saved.tables.into_iter().map(|(name, change)| (name, change.batches)).collect();
-        let share = Share { values: saved.values, tables, staged: saved.staged };
-        let next = Self::begun(stage, true, Some(&Restored::new([share].into(), 0, 1)));
+        for (name, change) in saved.tables {
+            let log = self.saved.entry(name).or_default();
+            if change.replaces {
+                log.clear();
+            }
+            log.extend(change.batches);
+        }
+        Share { values: saved.values, tables: self.saved.clone(), staged: saved.staged }
+    }
+
+    /// Goes on with another subtask of `stage`, from the checkpoint that a barrier makes now.
+    pub(super) fn restart(&mut self, stage: &dyn Stage) {
+        let share = self.save();
+        let next = Self::resumed(stage, &Restored::new([share].into(), 0, 1));
         self.sent.extend(next.sent);
         (self.operator, self.outbox, self.wake) = (next.operator, next.outbox, next.wake);
+        (self.logs, self.saved) = (next.logs, next.saved);
     }
 
     fn call<T>(&mut self, call: impl FnOnce(&mut dyn Operator, &mut Context<'_>) -> T) -> T {

@@ -22,8 +22,10 @@ const KIND: &str = "tumbling_aggregate";
 /// The saved table of open windows: the window's start, the keys, the functions' states; any number of rows per key.
 const GROUPS: &str = "groups";
 
-/// The saved value that holds the watermark.
+/// The saved values that hold the watermark, and up to when windows have been sent: earlier than the watermark where a subtask
+/// holds windows of one that had not come as far as others.
 const WATERMARK: &str = "watermark";
+const SENT: &str = "sent";
 
 /// Groups rows by key and by the window their event time falls into, and sends a window's groups once, when the
 /// watermark has reached its end. Windows begin at multiples of their width since the Unix epoch.
@@ -167,8 +169,8 @@ impl TumblingAggregateOperator {
         Ok(RecordBatch::try_new(Arc::clone(&self.saved), piece.columns(starts))?)
     }
 
-    /// Takes back a saved batch: pieces, one after the other, of windows that have not closed.
-    fn restore_batch(&mut self, batch: &RecordBatch) -> Result<(), OperatorError> {
+    /// Takes back a saved batch: pieces, one after the other, of windows of which those that end by `sent` have been sent.
+    fn restore_batch(&mut self, batch: &RecordBatch, sent: i64) -> Result<(), OperatorError> {
         let Some(starts) = batch.columns().first().and_then(|column| column.as_primitive_opt()) else {
             return Err(OperatorError::internal("the saved groups have no windows"));
         };
@@ -178,7 +180,7 @@ impl TumblingAggregateOperator {
             let start = run.first().copied().unwrap_or_default();
             let rows = batch.slice(offset, run.len());
             offset += run.len();
-            if self.windows.end(start) <= self.watermark.0 {
+            if self.windows.end(start) <= sent {
                 continue;
             }
             let mut columns = rows.columns().iter().skip(1).cloned();
@@ -195,13 +197,21 @@ impl TumblingAggregateOperator {
 
 impl Operator for TumblingAggregateOperator {
     fn restore(&mut self, state: &Restored) -> Result<(), OperatorError> {
-        self.watermark = state.values(WATERMARK)?.into_iter().max().map_or(Time::MIN, Time);
         let keys: Vec<usize> = (1..=self.aggregation.keys.len()).collect();
-        state.keyed(GROUPS, &keys)?.iter().try_for_each(|batch| self.restore_batch(batch))
+        for former in state.formers() {
+            let watermark = former.value(WATERMARK)?.map_or(Time::MIN, Time);
+            // Former subtasks need not have come equally far: what one has sent, another may still hold.
+            self.watermark = self.watermark.max(watermark);
+            let sent = former.value(SENT)?.unwrap_or(watermark.0);
+            former.keyed(GROUPS, &keys)?.iter().try_for_each(|batch| self.restore_batch(batch, sent))?;
+        }
+        Ok(())
     }
 
     fn snapshot(&mut self, snapshot: &mut Snapshot<'_>) -> Result<(), OperatorError> {
         snapshot.value(WATERMARK, self.watermark.0);
+        let first = self.open.keys().next().map(|start| self.windows.end(*start).saturating_sub(1));
+        snapshot.value(SENT, first.map_or(self.watermark.0, |before| before.min(self.watermark.0)));
         let mut changes = Vec::new();
         for (start, groups) in &mut self.open {
             changes.extend(groups.save(&self.aggregation, &self.functions)?.map(|piece| (*start, piece)));
@@ -223,7 +233,9 @@ impl Operator for TumblingAggregateOperator {
 
     fn watermark(&mut self, watermark: Watermark, cx: &mut Context<'_>) -> Result<(), OperatorError> {
         if let Watermark::At(time) = watermark {
-            self.watermark = self.watermark.max(time);
+            // The end of the input is that of the windows that there are: later ones may come when the pipeline is run again.
+            let last = || self.open.keys().next_back().map_or(Time::MIN, |start| Time(self.windows.end(*start)));
+            self.watermark = self.watermark.max(if time == Time::MAX { last() } else { time });
             while let Some(open) = self.open.first_entry() {
                 if self.windows.end(*open.key()) > time.0 {
                     break;
@@ -251,6 +263,7 @@ mod tests {
     use crate::operators::testing::{
         Driver, Event, batch_of, call, cut, distinct, event, events, lengths, lines, oracle, random_events, sorted,
     };
+    use crate::state::Share;
 
     const WIDTH: Duration = Duration::from_nanos(10);
 
@@ -315,6 +328,54 @@ mod tests {
         assert_eq!(driver.trace(), ["2 rows", "1 rows", "at 30"]);
         driver.watermark(Watermark::Idle);
         assert_eq!(driver.trace(), ["idle"], "an idle stream closes nothing");
+    }
+
+    /// Two subtasks that have come to different watermarks, as they may once one of the streams was idle: all keys of the first
+    /// have window 10 behind them, those of the second have it open.
+    fn unequal() -> [Share; 2] {
+        let save = |watermark, value| {
+            let mut driver = Driver::new(&sum_by_key());
+            driver.rows(batch_of(&(0..50).map(|key| event(key, value, 12)).collect::<Vec<_>>())).unwrap();
+            driver.save();
+            driver.watermark(Watermark::At(Time(watermark)));
+            driver.save()
+        };
+        [save(21, 1), save(19, 2)]
+    }
+
+    #[test]
+    fn each_goes_on_with_the_windows_that_it_had_not_sent() {
+        for (index, sent) in [0, 50].into_iter().enumerate() {
+            let mut driver = Driver::resumed(&sum_by_key(), &Restored::new(unequal().into(), index, 2));
+            driver.watermark(Watermark::At(Time(25)));
+            assert_eq!(rows(&mut driver).len(), sent);
+        }
+    }
+
+    #[test]
+    fn what_another_had_sent_is_not_sent_again_and_what_it_had_not_is_not_lost() {
+        let rescaled = Restored::new(unequal().into(), 0, 1);
+        let mut driver = Driver::resumed(&sum_by_key(), &rescaled);
+        // Once more, before any watermark has come.
+        driver.restart(&sum_by_key());
+        driver.rows(batch_of(&[event(1, 7, 13), event(1, 7, 23)])).unwrap();
+        assert_eq!(driver.late, 1, "one of the two had sent that window");
+        driver.watermark(Watermark::At(Time(25)));
+        let sent = rows(&mut driver);
+        assert!(sent.len() == 50 && sent.iter().all(|row| (row.1, row.3) == (10, 2)), "{sent:?}");
+    }
+
+    #[test]
+    fn the_end_of_the_input_is_no_time() {
+        let mut driver = Driver::new(&sum_by_key());
+        driver.rows(batch_of(&[event(1, 1, 12)])).unwrap();
+        driver.finish();
+        assert_eq!(rows(&mut driver), [(1, 10, 20, 1, 19)]);
+        // The file has grown: a window that was sent is closed, later ones are not.
+        driver.restart(&sum_by_key());
+        driver.rows(batch_of(&[event(1, 1, 19), event(1, 5, 20)])).unwrap();
+        driver.finish();
+        assert_eq!((rows(&mut driver), driver.late), (vec![(1, 20, 30, 5, 29)], 1));
     }
 
     #[test]

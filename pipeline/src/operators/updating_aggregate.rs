@@ -182,9 +182,10 @@ impl UpdatingAggregateOperator {
 
 impl Operator for UpdatingAggregateOperator {
     fn restore(&mut self, state: &Restored) -> Result<(), OperatorError> {
-        let latest = |times: Vec<i64>| times.into_iter().max().map_or(Time::MIN, Time);
-        self.watermark = latest(state.values(WATERMARK)?);
-        self.expired = latest(state.values(EXPIRED)?);
+        for former in state.formers() {
+            self.watermark = self.watermark.max(former.value(WATERMARK)?.map_or(Time::MIN, Time));
+            self.expired = self.expired.max(former.value(EXPIRED)?.map_or(Time::MIN, Time));
+        }
         self.rows.restore(state)?;
         // The log still has the rows of keys that were forgotten.
         self.rows.expire(self.expired)

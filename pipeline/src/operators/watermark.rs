@@ -256,9 +256,9 @@ impl Operator for WatermarkOperator {
 
     fn watermark(&mut self, watermark: runtime::Watermark, cx: &mut Context<'_>) -> Result<(), OperatorError> {
         if watermark == runtime::Watermark::At(Time::MAX) {
-            self.reached = Some(Time::MAX);
-            self.send(cx);
-            self.idle_at = None;
+            // Not what was reached: a source that has more when the pipeline is run again goes on from there.
+            cx.emit_watermark(watermark);
+            (self.send_at, self.idle_at) = (None, None);
         }
         Ok(())
     }
@@ -267,10 +267,16 @@ impl Operator for WatermarkOperator {
         if self.send_at.is_some_and(|moment| moment <= cx.now()) {
             self.send(cx);
         }
-        if self.idle_at.is_some_and(|moment| moment <= cx.now()) {
-            self.send(cx);
-            cx.emit_watermark(runtime::Watermark::Idle);
-            self.idle_at = None;
+        match self.idle_at {
+            // Readers have held this subtask up, or the process has stood still: rows may wait in front of it. If they were
+            // overtaken by other streams they would be late.
+            Some(moment) if cx.now().since(moment) > PERIOD => self.idle_at = Some(cx.now().after(self.idle)),
+            Some(moment) if moment <= cx.now() => {
+                self.send(cx);
+                cx.emit_watermark(runtime::Watermark::Idle);
+                self.idle_at = None;
+            }
+            _ => {}
         }
         self.set_timer(cx);
         Ok(())
@@ -351,6 +357,28 @@ mod tests {
         assert_eq!(driver.trace(), ["idle"], "once");
         at(&mut driver, 10 * SECOND);
         assert_eq!(driver.trace(), ["1 rows", "at 9000000000"], "readers wait for it again");
+    }
+
+    #[test]
+    fn a_subtask_that_was_held_up_is_not_idle() {
+        let mut driver = Driver::new(&watermark());
+        at(&mut driver, 10 * SECOND);
+        driver.trace();
+        driver.now = driver.now.after(IDLE + Duration::from_secs(2));
+        driver.pass(Duration::ZERO);
+        assert!(driver.trace().is_empty(), "rows may wait in front of it");
+        driver.pass(IDLE);
+        assert_eq!(driver.trace(), ["idle"]);
+    }
+
+    #[test]
+    fn the_end_of_the_input_is_not_what_was_reached() {
+        let mut driver = Driver::new(&watermark());
+        at(&mut driver, 10 * SECOND);
+        driver.finish();
+        assert_eq!(driver.trace(), ["1 rows", "at 9000000000", "end"]);
+        driver.restart(&watermark());
+        assert_eq!(driver.trace(), ["at 9000000000"]);
     }
 
     #[test]

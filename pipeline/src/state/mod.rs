@@ -22,7 +22,7 @@ pub use key_index::KeyIndex;
 pub use keyed::{KeyedTable, Stored};
 pub use manifest::{FORMAT, FileRef, Manifest, NodeState, StagedRef, SubtaskState};
 pub use protocol::NodeIdentity;
-pub use restored::{Restored, Share, ValueError};
+pub use restored::{Former, Restored, Share, ValueError};
 pub use segment::decode;
 pub use snapshot::{Part, Snapshot, Staged, StateLogs, SubtaskSnapshot, TableChange};
 pub use store::Store;

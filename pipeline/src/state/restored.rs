@@ -67,19 +67,24 @@ impl Restored {
         values.map(parse).collect()
     }
 
+    /// The former subtasks that may have keys of this one.
+    pub fn formers(&self) -> impl Iterator<Item = Former<'_>> {
+        let own = |index| self.is_rescaled() || index == self.index;
+        let shares = self.shares.iter().enumerate().filter(move |(index, _)| own(*index));
+        shares.map(|(_, share)| Former { restored: self, share })
+    }
+
     /// The rows of table `name` whose keys, in columns `keys`, belong to this subtask. Where a key has several rows, the last
     /// counts.
     ///
     /// # Errors
     /// Keys that cannot be hashed.
     pub fn keyed(&self, name: &str, keys: &[usize]) -> Result<Vec<RecordBatch>, ArrowError> {
-        if !self.is_rescaled() {
-            let own = self.shares.get(self.index).and_then(|share| share.tables.get(name));
-            return Ok(own.cloned().unwrap_or_default());
+        let mut all = Vec::new();
+        for former in self.formers() {
+            all.extend(former.keyed(name, keys)?);
         }
-        let all = self.shares.iter().filter_map(|share| share.tables.get(name)).flatten();
-        let owned = all.map(|batch| self.owned(batch, keys));
-        owned.filter(|batch| batch.as_ref().map_or(true, |batch| batch.num_rows() > 0)).collect()
+        Ok(all)
     }
 
     fn owned(&self, batch: &RecordBatch, keys: &[usize]) -> Result<RecordBatch, ArrowError> {
@@ -113,6 +118,37 @@ impl Restored {
         let Some(share) = self.shares.get(self.index) else { return StateLogs::default() };
         let rows = |batches: &Vec<RecordBatch>| batches.iter().map(|batch| batch.num_rows() as u64).sum();
         StateLogs::carried_on(share.tables.iter().map(|(name, batches)| (name.clone(), rows(batches))).collect())
+    }
+}
+
+/// What one former subtask had saved that may be of keys of this one.
+#[derive(Debug, Clone, Copy)]
+pub struct Former<'a> {
+    restored: &'a Restored,
+    share: &'a Share,
+}
+
+impl Former<'_> {
+    /// The value `name`, if it had one.
+    ///
+    /// # Errors
+    /// A value of another shape.
+    pub fn value<T: DeserializeOwned>(&self, name: &'static str) -> Result<Option<T>, ValueError> {
+        let value = self.share.values.get(name);
+        value.map(|value| T::deserialize(value).map_err(|source| ValueError { name, source })).transpose()
+    }
+
+    /// The rows of table `name` whose keys, in columns `keys`, belong to the subtask of now.
+    ///
+    /// # Errors
+    /// Keys that cannot be hashed.
+    pub fn keyed(&self, name: &str, keys: &[usize]) -> Result<Vec<RecordBatch>, ArrowError> {
+        let Some(batches) = self.share.tables.get(name) else { return Ok(Vec::new()) };
+        if !self.restored.is_rescaled() {
+            return Ok(batches.clone());
+        }
+        let owned = batches.iter().map(|batch| self.restored.owned(batch, keys));
+        owned.filter(|batch| batch.as_ref().map_or(true, |batch| batch.num_rows() > 0)).collect()
     }
 }
 
