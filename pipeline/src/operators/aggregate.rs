@@ -212,8 +212,12 @@ impl Functions {
         let rows = batch.num_rows();
         let filter = function.call.filter.and_then(|index| batch.columns().get(index));
         let filter = filter.map(|column| column.as_boolean());
-        if function.counts_rows() && rows <= self.ones.len() {
-            return Ok((vec![Arc::new(self.ones.slice(0, rows))], filter));
+        if function.counts_rows() {
+            let ones = match rows <= self.ones.len() {
+                true => self.ones.slice(0, rows),
+                false => Int64Array::from_value(1, rows),
+            };
+            return Ok((vec![Arc::new(ones)], filter));
         }
         let inputs = function.inputs.iter().map(|expr| expr.evaluate(batch)?.into_array(rows));
         Ok((inputs.collect::<Result<_, _>>()?, filter))

@@ -263,7 +263,10 @@ impl Operator for PartialAggregateOperator {
 
     fn watermark(&mut self, watermark: Watermark, cx: &mut Context<'_>) -> Result<(), OperatorError> {
         self.idle = watermark == Watermark::Idle;
-        if let Watermark::At(time) = watermark {
+        // The end of the input is no time: later rows may come when the pipeline is run again.
+        if let Watermark::At(time) = watermark
+            && time < Time::MAX
+        {
             self.watermark = self.watermark.max(time);
         }
         match (watermark, self.windows) {
@@ -296,6 +299,7 @@ impl Operator for PartialAggregateOperator {
 
 #[cfg(test)]
 mod tests {
+    use arrow::datatypes::Int64Type;
     use datafusion::functions_aggregate::array_agg::array_agg_udaf;
     use datafusion::functions_aggregate::average::avg_udaf;
     use datafusion::functions_aggregate::count::count_udaf;
@@ -303,6 +307,8 @@ mod tests {
     use datafusion::functions_aggregate::median::median_udaf;
     use datafusion::functions_aggregate::min_max::{max_udaf, min_udaf};
     use datafusion::functions_aggregate::sum::sum_udaf;
+    use datafusion::physical_expr::aggregate::AggregateExprBuilder;
+    use datafusion::physical_expr::expressions::lit;
     use proptest::prelude::*;
 
     use super::*;
@@ -399,6 +405,19 @@ mod tests {
         forward(&mut first, &mut whole);
         assert_eq!(whole.late, 3);
         assert_eq!(lines(&whole.sent_rows().project(&[1, 2, 3]).unwrap()), ["1|2|1"]);
+    }
+
+    #[test]
+    fn each_row_that_passes_counts_once_whatever_is_counted() {
+        let zero = AggregateExprBuilder::new(count_udaf(), vec![lit(0_i64)]).schema(Arc::clone(events().schema()));
+        let call = AggregateCall { expr: Arc::new(zero.alias("n").build().unwrap()), filter: None };
+        let mut driver = Driver::new(&PartialAggregate::try_new(&events(), Some(WIDTH), vec![0], vec![call]).unwrap());
+        driver.watermark(Watermark::At(Time(25)));
+        let late: Vec<Event> = (0..BATCH_ROWS as i64 + 1).map(|key| event(key, 1, 1)).collect();
+        driver.rows(batch_of(&late)).unwrap();
+        let states = driver.sent_rows();
+        assert_eq!(states.num_rows(), BATCH_ROWS + 1);
+        assert!(states.column(1).as_primitive::<Int64Type>().values().iter().all(|count| *count == 1));
     }
 
     #[test]
