@@ -3,8 +3,11 @@
 //! ```text
 //! checkpoints/000000000012.json      a manifest: the checkpoint is there when this is
 //! checkpoints/newest                 the number of the newest, so that its manifest is missed when it is gone
-//! data/000000000012-0-1-rows.log     rows that subtask 1 of node 0 wrote at epoch 12
+//! data/000000000012-9f3a-0-1-rows.log     rows that subtask 1 of node 0 wrote at epoch 12, in the run 9f3a
 //! ```
+//!
+//! Where nothing locks the store, in a bucket, a second process may come to write the same epoch. The manifest is created by
+//! one of them only. That the files of the other do not take the place of its own is what the run is in their names for.
 //!
 //! Two checkpoints are kept: the newest and the one that it goes on from.
 
@@ -80,6 +83,8 @@ pub struct Checkpoints {
     highest: u64,
     /// Whether files may lie about that no kept checkpoint needs.
     is_untidy: bool,
+    /// Tells this run's files from those of another process.
+    run: String,
 }
 
 impl Checkpoints {
@@ -115,6 +120,7 @@ impl Checkpoints {
             parent: None,
             highest,
             is_untidy: true,
+            run: format!("{:08x}", rand::random::<u32>()),
         };
         Ok((checkpoints, resumed))
     }
@@ -154,8 +160,14 @@ impl Checkpoints {
         }
         let names: Vec<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
         let written = stream::iter(work).map(|(node, subtask, before, snapshot)| {
-            let writer =
-                Writer { store: &self.store, epoch, node, subtask, name: names.get(node).copied().unwrap_or("?") };
+            let writer = Writer {
+                store: &self.store,
+                run: &self.run,
+                epoch,
+                node,
+                subtask,
+                name: names.get(node).copied().unwrap_or("?"),
+            };
             async move { Ok::<_, StateError>((node, subtask, writer.write(before, snapshot).await?)) }
         });
         let written: Vec<_> = written.buffer_unordered(CONCURRENCY).try_collect().await?;
@@ -174,6 +186,10 @@ impl Checkpoints {
         let path = manifest_path(epoch);
         let bytes = Bytes::from(manifest.encode().map_err(|reason| content("pipeline", "the manifest", reason))?);
         total = Written { files: total.files + 1, bytes: total.bytes + bytes.len() as u64, ..total };
+        // A process that had stood still may find its manifest removed, as an old one, by another that has gone on since.
+        if newest_number(&self.store).await?.flatten().is_some_and(|newest| newest >= epoch) {
+            return Err(StateError::Contended { place: self.store.place(NEWEST) });
+        }
         self.store.create(&path, bytes).await?;
         self.store.put(NEWEST, format!("{epoch}\n").into()).await?;
         self.highest = epoch;
@@ -235,6 +251,7 @@ impl Checkpoints {
 /// Writes the files of one subtask.
 struct Writer<'a> {
     store: &'a Store,
+    run: &'a str,
     epoch: u64,
     node: usize,
     subtask: usize,
@@ -303,7 +320,7 @@ impl Writer<'_> {
     }
 
     fn path(&self, what: &str) -> String {
-        format!("{DATA}/{:012}-{}-{}-{what}.log", self.epoch, self.node, self.subtask)
+        format!("{DATA}/{:012}-{}-{}-{}-{what}.log", self.epoch, self.run, self.node, self.subtask)
     }
 }
 
@@ -321,6 +338,12 @@ pub fn manifest_path(epoch: u64) -> String {
     format!("{MANIFESTS}/{epoch:012}.json")
 }
 
+/// The number of the newest checkpoint, if there is a file for it: none in it when it holds something else.
+async fn newest_number(store: &Store) -> Result<Option<Option<u64>>, StateError> {
+    let text = store.read(NEWEST).await?;
+    Ok(text.map(|text| std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok())))
+}
+
 /// The epochs of all manifests, ascending.
 pub async fn epochs(store: &Store) -> Result<Vec<u64>, StateError> {
     let paths = store.list(MANIFESTS).await?;
@@ -332,8 +355,7 @@ pub async fn epochs(store: &Store) -> Result<Vec<u64>, StateError> {
 
 /// The newest checkpoint, when its manifest is no longer there, as a file that is missing.
 pub async fn missed(store: &Store, epochs: &[u64]) -> Result<Option<(u64, StateError)>, StateError> {
-    let Some(text) = store.read(NEWEST).await? else { return Ok(None) };
-    let newest: Option<u64> = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
+    let Some(newest) = newest_number(store).await? else { return Ok(None) };
     // A manifest that was written before the number was is there, and newer.
     let last = epochs.last().copied().unwrap_or(0);
     Ok(match newest {

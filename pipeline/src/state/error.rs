@@ -69,7 +69,7 @@ pub enum StateError {
     },
     /// Somebody else writes checkpoints here.
     #[error(
-        "{place} exists already: another process writes its checkpoints there; stop one of them, or give each a --state-dir of its own"
+        "{place} has been written by another process, which saves its checkpoints there too; stop one of them, or give each a --state-dir of its own"
     )]
     Contended {
         /// The manifest that was to be written.

@@ -118,8 +118,9 @@ async fn what_an_unfinished_checkpoint_has_left_is_removed() {
 
 #[tokio::test]
 async fn an_altered_file_is_passed_over_with_its_name_where_nothing_was_committed() {
-    for file in ["checkpoints/000000000003.json".to_owned(), newest_data(&three().await).await] {
+    for is_data in [false, true] {
         let store = three().await;
+        let file = if is_data { newest_data(&store).await } else { "checkpoints/000000000003.json".to_owned() };
         damage(&store, &file).await;
         let (mut checkpoints, resumed) = open(&store, StartFrom::Newest, false).await.unwrap();
         let resumed = resumed.unwrap();
@@ -204,6 +205,24 @@ async fn a_second_writer_is_noticed() {
     one.write(4, 1, snapshot(4, change(false, [4]))).await.unwrap();
     let error = other.write(4, 2, snapshot(4, change(false, [5]))).await.unwrap_err();
     assert!(matches!(error, StateError::Contended { .. }), "{error}");
+    let (_, resumed) = open(&store, StartFrom::Newest, true).await.unwrap();
+    assert_eq!(seen(&resumed.unwrap()).1, [1, 2, 3, 4], "what the first has written is whole");
+}
+
+#[tokio::test]
+async fn a_writer_that_stood_still_does_not_put_the_clock_back() {
+    let store = three().await;
+    let (mut slow, _) = open(&store, StartFrom::Newest, true).await.unwrap();
+    let (mut other, _) = open(&store, StartFrom::Newest, true).await.unwrap();
+    for epoch in 4..8 {
+        other.write(epoch, 0, snapshot(epoch as i64, change(false, [epoch as i64]))).await.unwrap();
+    }
+    assert!(!epochs(&store).await.unwrap().contains(&4), "its manifest has been removed");
+    let error = slow.write(4, 0, snapshot(4, change(false, [9]))).await.unwrap_err();
+    assert!(matches!(error, StateError::Contended { .. }), "{error}");
+    let (_, resumed) = open(&store, StartFrom::Newest, true).await.unwrap();
+    let resumed = resumed.unwrap();
+    assert_eq!((resumed.epoch, seen(&resumed).1), (7, vec![1, 2, 3, 4, 5, 6, 7]));
 }
 
 #[tokio::test]
