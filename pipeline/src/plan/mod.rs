@@ -7,13 +7,16 @@ mod explain;
 mod fingerprint;
 mod graph;
 mod schema;
+mod sql_type;
 
 pub use explain::{Format, explain};
 pub use fingerprint::Fingerprint;
 pub use graph::{Dataflow, Edge, Exchange, GraphError, Node, NodeId};
 pub use schema::{RETRACT_COLUMN, SchemaError, StreamKind, StreamSchema, TIMESTAMP_COLUMN};
+pub use sql_type::{is_bytes, is_text, sql_name};
 
 use std::fmt::Debug;
+use std::path::{Path, PathBuf};
 
 /// What a node does with the event time of the rows that it reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +27,25 @@ pub enum EventTimeUse {
     PassedOn,
     /// Nothing.
     Ignored,
+}
+
+/// A file that a node reads or writes. One that is written has no other reader or writer in a pipeline: they would be in each other's
+/// way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileUse {
+    /// From its first line on.
+    Read(PathBuf),
+    /// Anew.
+    Write(PathBuf),
+}
+
+impl FileUse {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Read(path) | Self::Write(path) => path,
+        }
+    }
 }
 
 /// What every node of a plan can say of itself without being run.
@@ -48,6 +70,11 @@ pub trait NodePlan: Debug + Send + Sync {
     /// What the node does with its input's event time.
     fn event_time(&self) -> EventTimeUse {
         EventTimeUse::Read
+    }
+
+    /// The file that it reads or writes, if it does.
+    fn file(&self) -> Option<FileUse> {
+        None
     }
 
     /// Whether two nodes with the same fingerprint over the same inputs may be merged into one.

@@ -13,7 +13,8 @@ use arrow::datatypes::{DataType, Date32Type, Field, FieldRef, Fields, Int64Type,
 use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
-use super::types::{ColumnType, Kind, digits, is_bytes, is_text, sql_name};
+use super::types::{ColumnType, Kind, digits};
+use crate::plan::{is_bytes, is_text, sql_name};
 
 /// How one column travels.
 #[derive(Debug, Clone)]
@@ -29,16 +30,16 @@ enum Step {
     Keep,
     /// Arrow's checked cast.
     Cast,
-    /// Timestamps of `from` ticks a second to whole seconds.
+    /// Timestamps of `from` ticks a second to whole seconds. Those that are no multiples of `grain` ticks are refused.
     Seconds {
         from: i64,
-        exact: bool,
+        grain: i64,
     },
-    /// Timestamps of `from` ticks a second to `to` ticks.
+    /// Timestamps of `from` ticks a second to `to` ticks, as above.
     Ticks {
         from: i64,
         to: i64,
-        exact: bool,
+        grain: i64,
     },
     /// Days that fit into 16 bits.
     Day,
@@ -115,7 +116,7 @@ impl Conversion {
             (DataType::Date32, Kind::Date32) => DataType::Date32,
             (DataType::Date32, Kind::Date) => return Ok((Step::Day, DataType::UInt16)),
             (DataType::Timestamp(unit, _), Kind::DateTime) => {
-                return Ok((Step::Seconds { from: ticks(*unit), exact }, DataType::UInt32));
+                return Ok((Step::Seconds { from: ticks(*unit), grain: grain(*unit, 0, exact) }, DataType::UInt32));
             }
             (DataType::Timestamp(unit, _), Kind::DateTime64(places)) => return Ok(timestamps(*unit, *places, exact)),
             (DataType::List(item) | DataType::LargeList(item), Kind::Array(inner)) => {
@@ -144,8 +145,8 @@ impl Conversion {
         match &self.step {
             Step::Keep => Ok(Arc::clone(array)),
             Step::Cast => self.cast(array),
-            Step::Seconds { from, exact } => seconds(array, *from, *exact),
-            Step::Ticks { from, to, exact } => self.ticks(array, *from, *to, *exact),
+            Step::Seconds { from, grain } => seconds(array, *from, *grain),
+            Step::Ticks { from, to, grain } => self.ticks(array, *from, *to, *grain),
             Step::Day => days(array),
             Step::List(item) => match array.data_type() {
                 DataType::LargeList(_) => self.list::<i64>(array, item),
@@ -168,9 +169,9 @@ impl Conversion {
         }
     }
 
-    fn ticks(&self, array: &ArrayRef, from: i64, to: i64, exact: bool) -> Result<ArrayRef, ConvertError> {
+    fn ticks(&self, array: &ArrayRef, from: i64, to: i64, grain: i64) -> Result<ArrayRef, ConvertError> {
         let rescaled: Int64Array = map_times(array, |value| {
-            let rescaled = rescale(value, from, to, exact)?;
+            let rescaled = rescale(value, from, to, grain)?;
             if DATE_TIME_64.contains(&rescaled.div_euclid(to)) { Ok(rescaled) } else { Err(OUT_OF_RANGE) }
         })?;
         Ok(cast(&rescaled, &self.wire)?)
@@ -235,8 +236,7 @@ fn timestamps(unit: TimeUnit, places: u8, exact: bool) -> (Step, DataType) {
     let from = ticks(unit);
     // Where ClickHouse's digits lie between two of Arrow's units, the finer one travels, cut to ClickHouse's digits.
     let to = ticks(wire);
-    let exact = exact && digits(unit) > places;
-    (Step::Ticks { from, to, exact }, DataType::Timestamp(wire, None))
+    (Step::Ticks { from, to, grain: grain(unit, places, exact) }, DataType::Timestamp(wire, None))
 }
 
 fn list(arrow: &DataType, item: &FieldRef, inner: &ColumnType) -> Result<(Step, DataType), TypeMisfit> {
@@ -296,16 +296,21 @@ fn ticks(unit: TimeUnit) -> i64 {
     10_i64.pow(u32::from(digits(unit)))
 }
 
-/// A time in other ticks; digits too fine for `to` are cut off, or refused when it must be `exact`.
-fn rescale(value: i64, from: i64, to: i64, exact: bool) -> Result<i64, &'static str> {
-    if to >= from {
-        return value.checked_mul(to / from).ok_or(OUT_OF_RANGE);
-    }
-    let step = from / to;
-    if exact && value.rem_euclid(step) != 0 {
+/// What times in `unit` must be multiples of so that a column with so many `places` has them `exact`ly: what travels may be
+/// finer than the column.
+fn grain(unit: TimeUnit, places: u8, exact: bool) -> i64 {
+    if exact { 10_i64.pow(u32::from(digits(unit).saturating_sub(places))) } else { 1 }
+}
+
+/// A time in other ticks; digits too fine for `to` are cut off. One that is no multiple of `grain` is refused.
+fn rescale(value: i64, from: i64, to: i64, grain: i64) -> Result<i64, &'static str> {
+    if value.rem_euclid(grain) != 0 {
         return Err(HAS_FRACTION);
     }
-    Ok(value.div_euclid(step))
+    match to >= from {
+        true => value.checked_mul(to / from).ok_or(OUT_OF_RANGE),
+        false => Ok(value.div_euclid(from / to)),
+    }
 }
 
 /// Maps the ticks of a column of timestamps; nulls stay.
@@ -338,9 +343,9 @@ impl<T: arrow::datatypes::ArrowPrimitiveType> WithNulls for arrow::array::Primit
     }
 }
 
-fn seconds(array: &ArrayRef, from: i64, exact: bool) -> Result<ArrayRef, ConvertError> {
+fn seconds(array: &ArrayRef, from: i64, grain: i64) -> Result<ArrayRef, ConvertError> {
     let seconds: UInt32Array =
-        map_times(array, |value| u32::try_from(rescale(value, from, 1, exact)?).map_err(|_| OUT_OF_RANGE))?;
+        map_times(array, |value| u32::try_from(rescale(value, from, 1, grain)?).map_err(|_| OUT_OF_RANGE))?;
     Ok(Arc::new(seconds))
 }
 
@@ -442,6 +447,20 @@ mod tests {
         assert_eq!(seconds.as_ref(), &UInt32Array::from(vec![1]) as &dyn Array);
         assert!(apply(TimestampNanosecondArray::from(vec![-1]), "DateTime").is_err());
         assert!(apply(TimestampNanosecondArray::from(vec![i64::MIN]), "DateTime64(9)").is_err());
+    }
+
+    #[test]
+    fn times_of_a_key_are_refused_that_are_finer_than_the_column() {
+        let apply = |nanos: i64, target: &str| {
+            let times: ArrayRef = Arc::new(TimestampNanosecondArray::from(vec![nanos]));
+            Conversion::new(times.data_type(), &ColumnType::parse(target), true).unwrap().apply(&times)
+        };
+        for (places, finest) in (0..=9).zip((0..=9).rev().map(|digits| 10_i64.pow(digits))) {
+            let target = format!("DateTime64({places})");
+            assert!(apply(3 * finest, &target).is_ok(), "{target}");
+            assert!(finest == 1 || apply(3 * finest + finest / 10, &target).is_err(), "{target}");
+        }
+        assert!(apply(1_000_000_000, "DateTime").is_ok() && apply(1_000_000_001, "DateTime").is_err());
     }
 
     #[test]

@@ -44,12 +44,17 @@ const PASSING: &[(u32, &str)] = &[
     (1000, "POCO_EXCEPTION"),
 ];
 
+/// What ClickHouse says of one insert into too many partitions: the rows stay as many, however often they are sent.
+const TOO_MANY_PARTITIONS: &str = "Too many partitions for single INSERT block";
+
 /// Whether to try again after `error`.
 pub(super) fn verdict(error: &Error) -> Verdict {
     let passes = match error {
         Error::Network(_) | Error::TimedOut => true,
         // Whatever stands in front of ClickHouse answers without its code, in its own words, when ClickHouse is away.
         Error::BadResponse(text) => match exception_code(text) {
+            // Under the code of a table that has too many parts, which pass as they are merged.
+            Some(252) if text.contains(TOO_MANY_PARTITIONS) => false,
             Some(code) => PASSING.iter().any(|(known, _)| *known == code),
             None => http_status(text).is_none_or(|status| status == 408 || status == 429 || status >= 500),
         },
@@ -109,6 +114,8 @@ mod tests {
         assert_eq!(answer("Code: 349. DB::Exception: Cannot convert NULL value"), Verdict::Refused);
         assert_eq!(answer("Code: 516. DB::Exception: me: Authentication failed"), Verdict::Refused);
         assert_eq!(answer("404 Not Found"), Verdict::Refused);
+        let partitions = "Code: 252. DB::Exception: Too many partitions for single INSERT block (more than 100).";
+        assert_eq!(answer(partitions), Verdict::Refused);
         assert_eq!(verdict(&Error::Unsupported("https".into())), Verdict::Refused);
     }
 

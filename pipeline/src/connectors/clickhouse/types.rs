@@ -1,6 +1,8 @@
 //! ClickHouse's column types, as far as rows can be written into them, and back: which type an Arrow column asks for.
 
-use arrow::datatypes::{DataType, Field, IntervalUnit};
+use arrow::datatypes::{DataType, Field};
+
+use crate::plan::{is_bytes, is_text};
 
 /// The type of a ClickHouse column.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,50 +182,6 @@ pub(super) fn digits(unit: arrow::datatypes::TimeUnit) -> u8 {
         Microsecond => 6,
         Nanosecond => 9,
     }
-}
-
-/// Whether a column holds text in any of Arrow's layouts.
-pub(super) fn is_text(arrow: &DataType) -> bool {
-    match arrow {
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
-        DataType::Dictionary(_, value) => is_text(value),
-        _ => false,
-    }
-}
-
-/// Whether a column holds bytes in any of Arrow's layouts.
-pub(super) fn is_bytes(arrow: &DataType) -> bool {
-    match arrow {
-        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => true,
-        DataType::Dictionary(_, value) => is_bytes(value),
-        _ => false,
-    }
-}
-
-/// An Arrow type in SQL's words, for messages.
-pub(super) fn sql_name(arrow: &DataType) -> String {
-    let name = match arrow {
-        DataType::Boolean => "BOOLEAN",
-        DataType::Int8 => "TINYINT",
-        DataType::Int16 => "SMALLINT",
-        DataType::Int32 => "INT",
-        DataType::Int64 => "BIGINT",
-        DataType::UInt8 => "TINYINT UNSIGNED",
-        DataType::UInt16 => "SMALLINT UNSIGNED",
-        DataType::UInt32 => "INT UNSIGNED",
-        DataType::UInt64 => "BIGINT UNSIGNED",
-        DataType::Float32 => "FLOAT",
-        DataType::Float64 => "DOUBLE",
-        DataType::Date32 => "DATE",
-        DataType::Timestamp(_, _) => "TIMESTAMP",
-        DataType::Interval(IntervalUnit::MonthDayNano | IntervalUnit::DayTime | IntervalUnit::YearMonth) => "INTERVAL",
-        DataType::Decimal128(precision, scale) => return format!("DECIMAL({precision}, {scale})"),
-        DataType::List(item) => return format!("{}[]", sql_name(item.data_type())),
-        text if is_text(text) => "TEXT",
-        bytes if is_bytes(bytes) => "BYTEA",
-        other => return other.to_string(),
-    };
-    name.to_owned()
 }
 
 /// A ClickHouse identifier, in back-ticks where it needs them.
