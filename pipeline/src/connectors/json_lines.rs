@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::formats::json::Encoder;
-use crate::runtime::{Context, Operator, OperatorError};
+use crate::runtime::{Barrier, Context, Operator, OperatorError};
 use crate::state::{Restored, Snapshot};
 
 /// Lines held while a write is under way; beyond this the input waits.
@@ -40,10 +40,15 @@ pub(super) struct JsonLines {
     /// For what can be cut off and written on.
     reopen: Option<Reopen>,
     is_resumable: bool,
+    /// Whether the output is to be there though no line has come: what begins anew loses what was in it, so that it is not
+    /// opened before the pipeline is known to run.
+    is_due: bool,
     state: State,
 }
 
 enum State {
+    /// The output has not been asked for.
+    Closed(Work),
     /// The output is being opened, or written to.
     Busy(Work),
     /// The output takes the next write.
@@ -63,7 +68,8 @@ impl JsonLines {
             written: 0,
             reopen: None,
             is_resumable: false,
-            state: State::Busy(open),
+            is_due: false,
+            state: State::Closed(open),
         }
     }
 
@@ -96,7 +102,6 @@ impl Operator for JsonLines {
             && let Some(reopen) = self.reopen.take()
         {
             self.written = written;
-            // What would have begun anew has not been asked to yet.
             self.state = State::Busy(reopen(written));
         }
         Ok(())
@@ -116,6 +121,10 @@ impl Operator for JsonLines {
 
     fn poll_work(&mut self, task: &mut task::Context<'_>, cx: &mut Context<'_>) -> Poll<Result<(), OperatorError>> {
         match std::mem::replace(&mut self.state, State::Failed) {
+            State::Closed(open) if self.is_due || !self.buffer.is_empty() => {
+                self.state = State::Busy(open);
+                Poll::Ready(Ok(()))
+            }
             State::Idle(output) if !self.buffer.is_empty() => {
                 self.written += self.buffer.len() as u64;
                 self.state = State::Busy(write(output, std::mem::take(&mut self.buffer)).boxed());
@@ -145,8 +154,23 @@ impl Operator for JsonLines {
         self.buffer.len() < MAX_BUFFERED
     }
 
+    fn barrier(&mut self, _: Barrier, _: &mut Context<'_>) -> Result<(), OperatorError> {
+        self.is_due = true;
+        Ok(())
+    }
+
+    fn finish(&mut self, _: &mut Context<'_>) -> Result<(), OperatorError> {
+        self.is_due = true;
+        Ok(())
+    }
+
     fn is_settled(&self) -> bool {
-        self.buffer.is_empty() && matches!(self.state, State::Idle(_))
+        self.buffer.is_empty()
+            && match self.state {
+                State::Closed(_) => !self.is_due,
+                State::Idle(_) => true,
+                State::Busy(_) | State::Failed => false,
+            }
     }
 
     fn in_flight(&self) -> usize {
@@ -157,6 +181,7 @@ impl Operator for JsonLines {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
     use arrow::array::{Int64Array, TimestampNanosecondArray};
     use arrow::datatypes::{DataType, Field};
@@ -165,7 +190,7 @@ mod tests {
     use super::*;
     use crate::formats::json::Shape;
     use crate::plan::{StreamKind, StreamSchema};
-    use crate::runtime::{Outbox, Time};
+    use crate::runtime::{Epoch, Outbox, Time};
 
     fn input() -> StreamSchema {
         StreamSchema::new([Arc::new(Field::new("n", DataType::Int64, false))], StreamKind::Append).unwrap()
@@ -225,6 +250,31 @@ mod tests {
         let ((), read) = tokio::join!(write, theirs.read_to_string(&mut text));
         read.unwrap();
         assert!(text.lines().eq((0..given).map(|n| format!("{{\"n\":{n}}}"))));
+    }
+
+    #[tokio::test]
+    async fn the_output_is_opened_with_the_first_line_a_barrier_or_the_end() {
+        type Cause = fn(&mut JsonLines, &mut Context<'_>);
+        let causes: [Cause; 3] = [
+            |sink, cx| sink.process(0, batch(0, 1), cx).unwrap(),
+            |sink, cx| sink.barrier(Barrier { epoch: Epoch(1), stop: false }, cx).unwrap(),
+            |sink, cx| sink.finish(cx).unwrap(),
+        ];
+        for cause in causes {
+            let opened = Arc::new(AtomicBool::new(false));
+            let seen = Arc::clone(&opened);
+            let open = async move {
+                seen.store(true, Relaxed);
+                Ok(Box::new(tokio::io::sink()) as Output)
+            };
+            let encoder = Encoder::new(&input(), Shape::Rows).unwrap();
+            let mut sink = JsonLines::new("the file".into(), encoder, open.boxed());
+            settle(&mut sink).await.unwrap();
+            assert!(!opened.load(Relaxed), "nothing has come");
+            cause(&mut sink, &mut Context::new(Time(0), &mut Outbox::default()));
+            settle(&mut sink).await.unwrap();
+            assert!(opened.load(Relaxed));
+        }
     }
 
     #[tokio::test]

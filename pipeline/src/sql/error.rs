@@ -138,7 +138,10 @@ impl Refusal {
         let mut refusal = Self::new(span, diagnostic.message.clone());
         let helps = diagnostic.helps.iter().map(|help| &help.message);
         let notes = diagnostic.notes.iter().map(|note| &note.message);
-        let hints: Vec<_> = helps.chain(notes).map(|text| uncapitalized(text)).collect();
+        let mut hints: Vec<_> = helps.chain(notes).map(|text| uncapitalized(text)).collect();
+        if diagnostic.message.starts_with("Invalid function") {
+            hints.push("functions of your own come with --udf DIR".to_owned());
+        }
         if !hints.is_empty() {
             refusal = refusal.hint(hints.join("; "));
         }
@@ -170,6 +173,8 @@ fn message(error: &DataFusionError) -> String {
         DataFusionError::Plan(text) | DataFusionError::NotImplemented(text) | DataFusionError::Execution(text) => {
             text.clone()
         }
+        // What is told of behind it, and whom to tell, is of no use to who wrote the query.
+        DataFusionError::Internal(text) => text.split(", errors:").next().unwrap_or_default().to_owned(),
         other => other.strip_backtrace(),
     };
     let text = text.split("\n\nbacktrace:").next().unwrap_or_default().trim().to_owned();

@@ -18,6 +18,7 @@ use super::functions::not_null;
 use super::parse::Places;
 use super::query::Read;
 use super::table::{Role, normalized, table_name};
+use crate::plan::{is_text, sql_name};
 
 /// A query and where its rows go.
 pub(super) struct Fill {
@@ -166,14 +167,16 @@ impl Matching<'_> {
             given
         };
         if given != *wanted {
-            if !can_cast_types(&given, wanted) {
+            if !fits(&given, wanted) {
                 let message = format!(
-                    "the column `{}` of `{}` is {wanted}, and the query gives {given}",
+                    "the column `{}` of `{}` is {}, and the query gives {}",
                     column.name(),
-                    self.table
+                    self.table,
+                    sql_name(wanted),
+                    sql_name(&given)
                 );
                 return Err(Refusal::new(self.item(position).unwrap_or(self.span), message)
-                    .hint("give a value of the column's type"));
+                    .hint(format!("write `CAST(... AS {})`, which fails on values that are none", sql_name(wanted))));
             }
             expr = cast(expr, wanted.clone());
         }
@@ -198,6 +201,13 @@ impl Matching<'_> {
     fn too_many(&self, wanted: usize) -> Option<Span> {
         self.item(wanted)
     }
+}
+
+/// Whether values of one type become another by themselves. Text may hold anything, and a moment is no number: what they are to
+/// be is for the query to say.
+fn fits(given: &DataType, wanted: &DataType) -> bool {
+    let is_meant = (!is_text(given) || is_text(wanted)) && !(given.is_temporal() && wanted.is_numeric());
+    is_meant && can_cast_types(given, wanted)
 }
 
 /// The columns of a query that goes where none are declared: JSON values become text; names must differ.

@@ -1,6 +1,7 @@
 //! The statements of a file, one after the other, to one dataflow.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use super::table::{create_table, normalized, parser_options, table_name};
 use super::{Pipeline, UPDATING_TTL};
 use crate::connectors::{Connector, Options, TableDefinition};
 use crate::operators::MemoryTable;
-use crate::plan::{Exchange, NodeId};
+use crate::plan::{Exchange, FileUse, NodeId};
 use crate::runtime::Job;
 
 /// The connector that a bare SELECT goes to.
@@ -209,10 +210,12 @@ impl<'a> File<'a> {
             job: &mut job,
             tables: HashMap::new(),
             filled: HashMap::new(),
+            sinks: Vec::new(),
         };
         for fill in self.ordered()? {
             nodes.fill(fill)?;
         }
+        nodes.check_files()?;
         Ok(Pipeline { job, updating_ttl: self.updating_ttl })
     }
 
@@ -274,6 +277,8 @@ struct Nodes<'n, 'a> {
     job: &'n mut Job,
     tables: HashMap<String, NodeId>,
     filled: HashMap<String, bool>,
+    /// The sinks, and where their INSERTs are.
+    sinks: Vec<(NodeId, Span)>,
 }
 
 impl Nodes<'_, '_> {
@@ -341,10 +346,36 @@ impl Nodes<'_, '_> {
             ),
             false => Exchange::Forward,
         };
-        self.job
-            .add(Some(name), stage, vec![(input, exchange)])
-            .map(drop)
-            .map_err(|e| Refusal::new(fill.span, e.to_string()))
+        let node = self.job.add(Some(name), stage, vec![(input, exchange)]);
+        let node = node.map_err(|error| Refusal::new(fill.span, error.to_string()))?;
+        self.sinks.push((node, fill.span));
+        Ok(())
+    }
+
+    /// Refuses a file that is written and used elsewhere too.
+    fn check_files(&self) -> Result<()> {
+        let full = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or(path.to_owned());
+        let files: Vec<(NodeId, FileUse)> =
+            self.job.nodes().filter_map(|(id, node)| Some((id, node.plan.file()?))).collect();
+        for (sink, span) in &self.sinks {
+            let Some((_, own)) = files.iter().find(|(id, _)| id == sink) else { continue };
+            let others = || files.iter().filter(|(id, _)| id != sink);
+            let Some((other, used)) = others().find(|(_, used)| full(used.path()) == full(own.path())) else {
+                continue;
+            };
+            let path = own.path().display();
+            let refusal = match used {
+                FileUse::Read(_) => Refusal::new(*span, format!("the file {path} is read and written"))
+                    .hint("it would be emptied before it is read: write into another file"),
+                FileUse::Write(_) => Refusal::new(*span, format!("the file {path} is written twice"))
+                    .hint("a file is filled by one INSERT: give each a file of its own"),
+            };
+            return Err(match self.sinks.iter().find(|(id, _)| id == other) {
+                Some((_, first)) => refusal.related(*first, "written here too"),
+                None => refusal,
+            });
+        }
+        Ok(())
     }
 
     fn preview(&mut self, fill: &Fill, input: NodeId) -> Result<()> {

@@ -11,7 +11,7 @@ use tokio::io::AsyncSeekExt;
 use super::json_lines::{JsonLines, Output};
 use super::{Connector, OptionError, OptionSpec, Options, SourceTable, TableDefinition};
 use crate::formats::json::{BadData, Decoder, Encoder, Shape, TimestampFormat};
-use crate::plan::{NodePlan, StreamKind, StreamSchema};
+use crate::plan::{FileUse, NodePlan, StreamKind, StreamSchema};
 use crate::runtime::{Body, OperatorError, Stage, Subtask};
 use source::FileSource;
 
@@ -117,6 +117,10 @@ impl NodePlan for FileRead {
     fn max_parallelism(&self) -> Option<usize> {
         Some(1)
     }
+
+    fn file(&self) -> Option<FileUse> {
+        Some(FileUse::Read(self.path.clone()))
+    }
 }
 
 impl Stage for FileRead {
@@ -144,6 +148,10 @@ impl NodePlan for FileWrite {
 
     fn output(&self) -> Option<&StreamSchema> {
         None
+    }
+
+    fn file(&self) -> Option<FileUse> {
+        Some(FileUse::Write(self.path.clone()))
     }
 
     fn max_parallelism(&self) -> Option<usize> {

@@ -14,7 +14,8 @@ use crate::sql::Functions;
 /// `clickhouse` is written.
 pub(super) fn connectors() -> Vec<Box<dyn Connector>> {
     let real = crate::connectors::all(&Settings::default());
-    let standing_alone = real.into_iter().filter(|c| ["impulse", "stdout", "blackhole"].contains(&c.name()));
+    let standing_alone =
+        real.into_iter().filter(|c| ["impulse", "stdout", "blackhole", "single_file"].contains(&c.name()));
     let fakes =
         [("lines", StreamKind::Append), ("changes", StreamKind::Updating), ("clickhouse", StreamKind::Updating)];
     let fakes = fakes.map(|(name, kind)| Box::new(Fake { name, kind }) as Box<dyn Connector>);
