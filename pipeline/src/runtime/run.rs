@@ -185,6 +185,7 @@ pub fn start_saving(job: &Job, options: Options, mut saved: Option<SavedState>) 
     let run: Option<Arc<str>> =
         saved.as_ref().map(|saved| format!("{}-{}", saved.id, saved.checkpoints.next_epoch()).into());
     let (reports, receive_reports) = mpsc::unbounded_channel();
+    let (commands, receive_commands) = watch::channel(Command::Run);
     let mut lives = Vec::new();
     let (mut places, mut sources, mut completions) = (Vec::new(), Vec::new(), Vec::new());
     for (((id, node), wires), event_time_is_read) in job.nodes().zip(wires).zip(job.event_times_read()) {
@@ -203,14 +204,13 @@ pub fn start_saving(job: &Job, options: Options, mut saved: Option<SavedState>) 
             let saving = saved.as_ref().map_or_else(Saving::default, |saved| saving(saved, id, &subtask));
             places.push((node.name.clone(), index));
             let life = build(node.plan.as_ref(), &subtask)
-                .and_then(|body| prepare(body, wires, reporter, options.clock, saving))
+                .and_then(|body| prepare(body, wires, &receive_commands, reporter, options.clock, saving))
                 .map_err(|error| PipelineError { node: node.name.clone(), subtask: Some(index), error })?;
             sources.extend(life.barriers.clone());
             completions.push(life.completions.clone());
             lives.push(life);
         }
     }
-    let (commands, receive_commands) = watch::channel(Command::Run);
     let metrics = Arc::new(metrics);
     let mut tasks = JoinSet::new();
     lives.into_iter().enumerate().for_each(|(number, life)| life.spawn(number, &mut tasks));
@@ -262,13 +262,20 @@ fn build(stage: &dyn Stage, subtask: &Subtask) -> Result<Body, OperatorError> {
 }
 
 /// Puts a node's running half between its channels.
-fn prepare(body: Body, wires: Wires, reporter: Reporter, clock: Clock, saving: Saving) -> Result<Life, OperatorError> {
+fn prepare(
+    body: Body,
+    wires: Wires,
+    commands: &watch::Receiver<Command>,
+    reporter: Reporter,
+    clock: Clock,
+    saving: Saving,
+) -> Result<Life, OperatorError> {
     let Wires { inputs, outputs, metrics } = wires;
     let belongings = Belongings { clock, reporter, metrics, saving };
     match body {
         Body::Source(source) if inputs.is_empty() => {
             let (barriers, receive) = mpsc::unbounded_channel();
-            let task = SourceTask::new(source, outputs, receive, belongings);
+            let task = SourceTask::new(source, outputs, receive, commands.clone(), belongings);
             Ok(Life { future: task.run().boxed(), barriers: Some(barriers), completions: None })
         }
         Body::Operator(operator) if !inputs.is_empty() => {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::channel::Message;
+use super::coordinator::Command;
 use super::exchange::Outputs;
 use super::metrics::SubtaskMetrics;
 use super::saving::Saving;
@@ -18,6 +19,8 @@ use super::{Barrier, OperatorError, Source, SourceContext, SourceEvent, Time, Wa
 enum Turn {
     Barrier(Barrier),
     Event(SourceEvent),
+    /// The pipeline is to stop.
+    Told,
 }
 
 /// One subtask of a source.
@@ -26,6 +29,7 @@ pub struct SourceTask {
     outputs: Outputs,
     cx: SourceContext,
     barriers: mpsc::UnboundedReceiver<Barrier>,
+    commands: watch::Receiver<Command>,
     reporter: Reporter,
     metrics: Arc<SubtaskMetrics>,
     saving: Saving,
@@ -38,11 +42,12 @@ impl SourceTask {
         source: Box<dyn Source>,
         outputs: Outputs,
         barriers: mpsc::UnboundedReceiver<Barrier>,
+        commands: watch::Receiver<Command>,
         belongings: Belongings,
     ) -> Self {
         let Belongings { clock, reporter, metrics, saving } = belongings;
         let cx = SourceContext { clock };
-        Self { source, outputs, cx, barriers, reporter, metrics, saving, pace: Pace::default() }
+        Self { source, outputs, cx, barriers, commands, reporter, metrics, saving, pace: Pace::default() }
     }
 
     /// Runs until the source ends, a barrier stops the pipeline, or something fails.
@@ -61,6 +66,7 @@ impl SourceTask {
                         return Ok(Outcome::Stopped);
                     }
                 }
+                Turn::Told => {}
                 Turn::Event(SourceEvent::Batch(batch)) if batch.num_rows() == 0 => {}
                 Turn::Event(SourceEvent::Batch(batch)) => self.send(Message::Batch(batch)).await?,
                 Turn::Event(SourceEvent::Watermark(watermark)) => self.send(Message::Watermark(watermark)).await?,
@@ -76,12 +82,20 @@ impl SourceTask {
         }
     }
 
-    /// A barrier that is due, or else what the source has to say.
+    /// A barrier that is due, or else what the source has to say. Nothing more once the pipeline is to stop: the last barrier may
+    /// be long in coming, when a sink waits for an earlier one.
     async fn next(&mut self) -> Result<Turn, OperatorError> {
         let mut busy = Duration::ZERO;
+        if *self.commands.borrow() > Command::Run
+            && let Some(barrier) = self.barriers.recv().await
+        {
+            return Ok(Turn::Barrier(barrier));
+        }
         let turn = tokio::select! {
             biased;
             Some(barrier) = self.barriers.recv() => Ok(Turn::Barrier(barrier)),
+            // An error says that nobody is left to command: the coordinator ends this task.
+            Ok(_) = self.commands.wait_for(|command| *command > Command::Run) => Ok(Turn::Told),
             event = timed(self.source.next(&self.cx), &mut busy) => event.map(Turn::Event),
         };
         self.pace.spend(busy);

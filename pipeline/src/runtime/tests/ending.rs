@@ -44,17 +44,41 @@ async fn a_clean_stop_drains_what_was_read_behind_a_last_barrier() {
     }
 }
 
+/// A sink whose rows are never through.
+struct Stuck;
+
+impl Operator for Stuck {
+    fn process(&mut self, _: usize, _: RecordBatch, _: &mut Context<'_>) -> Result<(), OperatorError> {
+        Ok(())
+    }
+    fn is_settled(&self) -> bool {
+        false
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_more_is_read_while_a_stop_waits_for_a_sink() {
+    let mut graph = Graph::default();
+    let source = graph.source(None, ticking);
+    let pass = graph.operator(None, vec![(source, FORWARD)], |_| Pass);
+    graph.custom_sink(None, vec![(pass, FORWARD)], |_| Stuck);
+    let options = Options { checkpoint_interval: Duration::from_millis(100), ..options(2) };
+    let running = start(&graph.job, options).unwrap();
+    let (metrics, control) = (running.metrics(), running.control());
+    let read = || metrics.snapshot().nodes[0].total(|subtask| subtask.rows_out);
+    // The sink holds the first checkpoint up, and the last barrier with it; the channels have room.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    control.stop();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let then = read();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(then > 0 && read() == then, "{then}, then {}", read());
+    control.abort();
+    assert_eq!(running.wait().await.unwrap().reason, Reason::Aborted);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_abort_ends_even_what_cannot_be_stopped() {
-    struct Stuck;
-    impl Operator for Stuck {
-        fn process(&mut self, _: usize, _: RecordBatch, _: &mut Context<'_>) -> Result<(), OperatorError> {
-            Ok(())
-        }
-        fn is_settled(&self) -> bool {
-            false
-        }
-    }
     let mut graph = Graph::default();
     let source = graph.source(None, ticking);
     graph.custom_sink(None, vec![(source, FORWARD)], |_| Stuck);
