@@ -218,11 +218,12 @@ async fn fetch(upstream: &Upstream, pk: i64, attempts: &mut u32) -> Result<(Stat
             Ok(reading) => return Ok(reading),
             Err(failure) => failure,
         };
-        let retry_at = Instant::now() + settings.pause(*attempts, failure.retry_after);
-        if !failure.kind.is_transient() || *attempts > settings.retries || retry_at >= deadline {
-            return Err(failure);
+        // None is later than the clock can tell: the API chooses the pause.
+        let retry_at = Instant::now().checked_add(settings.pause(*attempts, failure.retry_after));
+        match retry_at.filter(|at| *at < deadline) {
+            Some(at) if failure.kind.is_transient() && *attempts <= settings.retries => sleep_until(at).await,
+            _ => return Err(failure),
         }
-        sleep_until(retry_at).await;
     }
 }
 

@@ -37,6 +37,9 @@ fn api(request: &Request, before: usize) -> Act {
         13 => reading(13).replace("103412", "1034.2"),
         14 if before < 1 => response("429 Too Many Requests", "Retry-After: Thu, 01 Jan 1970 00:00:00 GMT\r\n", ""),
         15 => reading(15).replace("103412", "-03412").replace("-0", "-9"),
+        // More seconds than the clock can tell, and the most that the header can say.
+        16 => response("429 Too Many Requests", "Retry-After: 9223372036854775807\r\n", ""),
+        17 => response("404 Not Found", "Retry-After: 18446744073709551615\r\n", ""),
         _ => reading(pk),
     })
 }
@@ -107,6 +110,17 @@ async fn retry_after_is_waited_for_within_the_budget() {
     let (answers, outcome) = fetch(&server, &[4], &[]).await;
     assert_eq!((&answers[0]["ok"], &answers[0]["attempts"]), (&json!(true), &json!(2)));
     assert!(outcome.took >= Duration::from_secs(1) && outcome.took < Duration::from_secs(3), "{:?}", outcome.took);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_after_beyond_the_clock_ends_the_call_and_not_the_instance() {
+    let server = Server::start(api).await;
+    let (answers, outcome) = fetch(&server, &[16, 17, 1_000_000], &[]).await;
+    for (answer, error) in answers.iter().zip(["rate_limited", "unexpected_status"]) {
+        assert_eq!((&answer["error"], &answer["attempts"]), (&json!(error), &json!(1)), "{answer}");
+    }
+    assert!(answers[2]["ok"] == true, "{}", answers[2]);
+    assert!(outcome.took < Duration::from_secs(10), "a pause was waited for: {:?}", outcome.took);
 }
 
 #[tokio::test(flavor = "multi_thread")]
