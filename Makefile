@@ -18,7 +18,7 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: ## Check for the tools and fetch the embedded ClickHouse
-	@scripts/setup
+	@scripts/setup $(TOOLS_OF)
 
 build: setup ## Build everything: target/release/{tickhouse,mockstagram} and target/udfs
 	@echo "==> building (the first time takes about 20 minutes on two cores)"
@@ -29,6 +29,8 @@ demo: build ## Run the influencer pipeline with all it needs; Ctrl-C stops it [I
 	@exec target/release/tickhouse up --path target/demo --influencers $(INFLUENCERS) $(if $(FOR),--for $(FOR)) \
 		--clickhouse-port $(CLICKHOUSE_PORT) --api-port $(API_PORT) --status-port $(STATUS_PORT)
 
+# What only the tests need is missed before the build, not after it.
+test: TOOLS_OF = tests
 test: build ## Run every check and test; ends with one line, N passed, N failed
 	@scripts/test
 

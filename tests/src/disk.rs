@@ -5,6 +5,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::settings;
+
+/// Set to 1, it leaves out the tests that need a disk of their own, for where mounting one is not allowed.
+const WITHOUT_MOUNT: &str = "TICKHOUSE_TEST_WITHOUT_MOUNT";
+
+/// What is mounted, by name. Told again when it is changed: without it `mount` repeats the old options, among them an owner
+/// that a user namespace does not know.
+const SOURCE: &str = "tickhouse-test";
+
 /// A disk of its own, in memory; unmounted when dropped.
 ///
 /// Permissions stop nobody who runs as root, as tests in a container do: a disk that is full or read-only stops everybody.
@@ -14,20 +23,24 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Mounts a disk of `size` (`1m`) at `path`, a new folder; `None` where this machine does not let us mount, which is said
-    /// on standard error.
+    /// Mounts a disk of `size` (`1m`) at `path`, a new folder; `None` where `TICKHOUSE_TEST_WITHOUT_MOUNT=1` asks to do without.
+    ///
+    /// # Panics
+    /// This machine does not let us mount: a test that has tested nothing must not count as passed.
     pub fn mount(path: &Path, size: &str) -> Option<Self> {
+        if settings::number(WITHOUT_MOUNT).is_some_and(|number| number > 0) {
+            return None;
+        }
         fs::create_dir(path).expect("a new folder");
         let size = format!("size={size}");
-        match run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tickhouse-test"]).arg(path)) {
-            Ok(()) => Some(Self { path: path.to_owned() }),
-            Err(says) => {
-                eprintln!(
-                    "SKIPPED: a disk of its own cannot be mounted here, so a full or read-only one is not tested: {says}"
-                );
-                None
-            }
-        }
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, SOURCE]).arg(path)).unwrap_or_else(|says| {
+            panic!(
+                "a disk of its own cannot be mounted here: {says}\n\
+                 run the tests as root or under `unshare --map-root-user --mount`, \
+                 or leave this one out with {WITHOUT_MOUNT}=1"
+            )
+        });
+        Some(Self { path: path.to_owned() })
     }
 
     /// Where it is.
@@ -54,12 +67,16 @@ impl SmallDisk {
 
     /// Makes it read-only, which needs that nobody has a file on it open for writing.
     pub fn forbid_writing(&self) {
-        run(Command::new("mount").args(["-o", "remount,ro"]).arg(&self.path)).expect("a disk that was mounted");
+        self.remount("remount,ro");
     }
 
     /// Makes it writable again.
     pub fn allow_writing(&self) {
-        run(Command::new("mount").args(["-o", "remount,rw"]).arg(&self.path)).expect("a disk that was mounted");
+        self.remount("remount,rw");
+    }
+
+    fn remount(&self, options: &str) {
+        run(Command::new("mount").args(["-o", options, SOURCE]).arg(&self.path)).expect("a disk that was mounted");
     }
 
     fn ballast(&self) -> PathBuf {
