@@ -53,7 +53,7 @@ pub struct RunArgs {
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = interval)]
     pub checkpoint_interval: Duration,
     /// Serve /health, /metrics (Prometheus) and /graph here; port 0 lets the system choose
-    #[arg(long, env = "TICKHOUSE_HTTP", value_name = "ADDR")]
+    #[arg(long, env = "TICKHOUSE_HTTP", value_name = "ADDR", value_parser = address)]
     pub http: Option<String>,
     /// Stop cleanly after this time
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
@@ -70,7 +70,14 @@ fn parallelism(text: &str) -> Result<usize, String> {
     }
 }
 
-fn interval(text: &str) -> Result<Duration, String> {
+fn address(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>())) {
+        Some((host, Ok(_))) if !host.is_empty() => Ok(text.to_owned()),
+        _ => Err("expected HOST:PORT, as in 127.0.0.1:8080".to_owned()),
+    }
+}
+
+pub(super) fn interval(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(time) if time.is_zero() => Err("expected more than no time".to_owned()),
         Ok(time) => Ok(time),

@@ -39,7 +39,11 @@ async fn a_benchmark_writes_its_section_and_leaves_the_others() {
     for section in report["sections"].as_object().expect("sections").values() {
         assert_eq!(section["short"], Value::Bool(true));
         assert!(section["machine"]["cores"].as_u64().is_some_and(|cores| cores > 0), "{section}");
-        assert!(section["commit"].as_str().is_some_and(|commit| commit.len() >= 7), "{section}");
+        let commit = section["commit"].as_str().expect("a commit");
+        let digits = commit.strip_suffix('+').unwrap_or(commit);
+        assert!(digits.len() >= 7 && digits.chars().all(|digit| digit.is_ascii_hexdigit()), "{section}");
+        let date = section["date"].as_str().expect("a date").replace(|c: char| c.is_ascii_digit(), "0");
+        assert_eq!(date, "0000-00-00T00:00:00Z", "{section}");
         let figures = section["figures"].as_array().expect("figures");
         assert!(figures.len() >= 2, "{section}");
         for figure in figures {
@@ -92,7 +96,22 @@ async fn the_million_fails_when_a_minute_is_not_whole() {
     assert_eq!(output.code, Some(1), "{}", output.stderr);
     assert_eq!((figures["whole_minutes"].as_u64(), figures["whole"].as_bool()), (Some(0), Some(false)), "{figures}");
     assert!(output.stderr.contains("not every minute was whole"), "{}", output.stderr);
-    assert!(!out.path().join("report.json").exists(), "a report of a run that failed");
+    let minute = figures["flaws"][0].as_str().expect("what is wrong");
+    assert!(minute.starts_with("for the minute until ") && output.stderr.contains(minute), "{}", output.stderr);
+    let report = report(out.path());
+    let whole = &report["sections"]["million"]["figures"][0];
+    assert_eq!((whole["name"].as_str(), whole["met"].as_bool()), (Some("whole minutes"), Some(false)), "{whole}");
+    let folder = Path::new(figures["folder"].as_str().expect("what the run has left"));
+    assert!(folder.join("pipeline.log").exists() && output.stderr.contains(&folder.display().to_string()), "{figures}");
+    std::fs::remove_dir_all(folder).expect("a folder that nothing uses any more");
+}
+
+#[tokio::test]
+async fn a_wrong_checkpoint_interval_is_refused_before_anything_is_started() {
+    let stack = Stack::start(&StackOptions::default());
+    let output = bench(&stack, &["million", "--checkpoint-interval", "0s"], &stack.folder().join("bench"));
+    assert_eq!(output.code, Some(2), "{}", output.stderr);
+    assert!(output.stderr.contains("--checkpoint-interval"), "{}", output.stderr);
 }
 
 #[tokio::test]

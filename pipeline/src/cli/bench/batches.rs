@@ -17,25 +17,46 @@ use tickhouse::state::{Restored, Snapshot, StartFrom};
 
 use crate::cli::Failure;
 
-/// Seconds that a pipeline over `batches` takes, from its start to its end, with a checkpoint each second into a folder.
-pub async fn timed(sql: &str, batches: &[RecordBatch], parallelism: usize) -> Result<f64, Failure> {
+/// How a pipeline over batches went.
+#[derive(Debug, Clone, Copy)]
+pub struct Timed {
+    /// From its start to its end.
+    pub seconds: f64,
+    /// Those that were completed, the last one at its end among them.
+    pub checkpoints: u64,
+}
+
+/// Runs a pipeline over `batches` to its end, with a checkpoint each `interval` into a folder.
+pub async fn timed(
+    sql: &str,
+    batches: &[RecordBatch],
+    parallelism: usize,
+    interval: Duration,
+) -> Result<Timed, Failure> {
     let mut all = connectors::all(&connectors::Settings { wait: Duration::from_secs(10) });
     all.push(Box::new(Batches(batches.into())));
     let pipeline = Planner::new(all, Functions::default()).plan("bench.sql", sql, &|_| None)?;
     let folder = tempfile::tempdir()?;
     let begun = Instant::now();
-    started(&pipeline, parallelism, Some(&folder.path().join("state"))).await?.running.wait().await?;
-    Ok(begun.elapsed().as_secs_f64())
+    let state = folder.path().join("state");
+    let finished = started(&pipeline, parallelism, Some(&state), interval).await?.running.wait().await?;
+    let checkpoints = finished.last_epoch.map_or(0, |epoch| epoch.0);
+    Ok(Timed { seconds: begun.elapsed().as_secs_f64(), checkpoints })
 }
 
-/// Starts a pipeline, with a checkpoint each second where it has a folder for its state.
-pub async fn started(pipeline: &Pipeline, parallelism: usize, state: Option<&Path>) -> Result<Started, Failure> {
+/// Starts a pipeline, with a checkpoint each `interval` where it has a folder for its state.
+pub async fn started(
+    pipeline: &Pipeline,
+    parallelism: usize,
+    state: Option<&Path>,
+    interval: Duration,
+) -> Result<Started, Failure> {
     let options = RunOptions {
         name: "bench".to_owned(),
         state_dir: state.map(|path| path.display().to_string()),
         from: StartFrom::Newest,
         parallelism,
-        checkpoint_interval: Duration::from_secs(1),
+        checkpoint_interval: interval,
     };
     Ok(start(pipeline, &options).await?)
 }

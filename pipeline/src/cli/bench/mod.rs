@@ -164,11 +164,15 @@ async fn measure_each(bench: &Bench<'_>, names: Vec<Name>, signals: &mut Signals
             () = signals.next() => return Err("stopped before it was done".into()),
         };
         data.extend(section.data.take());
+        let failure = section.failure.take();
         let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let run = Run { date, commit: machine::commit(), short: bench.args.short, machine: Machine::here() };
         let mut report = Report::open(out)?;
         report.put(&name.text(), section, run);
         report.write(out)?;
+        if let Some(failure) = failure {
+            return Err(failure.into());
+        }
     }
     Ok(())
 }

@@ -37,6 +37,9 @@ pub struct Section {
     /// What goes to standard output when everything is done.
     #[serde(skip)]
     pub data: Option<String>,
+    /// Why the command is to fail once the section is in the report: what was measured may not count.
+    #[serde(skip)]
+    pub failure: Option<String>,
 }
 
 /// Where, when and on what a benchmark was run.
@@ -175,7 +178,15 @@ impl Aim {
 impl Section {
     /// An empty section.
     pub fn new(title: impl Into<String>) -> Self {
-        Self { title: title.into(), run: None, figures: Vec::new(), charts: Vec::new(), notes: Vec::new(), data: None }
+        Self {
+            title: title.into(),
+            run: None,
+            figures: Vec::new(),
+            charts: Vec::new(),
+            notes: Vec::new(),
+            data: None,
+            failure: None,
+        }
     }
 
     /// Adds a figure and tells it. One that is no number, or compared to nothing, is a note that it was not measured.

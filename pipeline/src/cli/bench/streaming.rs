@@ -1,7 +1,7 @@
 //! The cost of streaming: the same SQL over the same batches, streaming with checkpoints and in DataFusion's batch engine.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray};
 use arrow::datatypes::Int64Type;
@@ -9,12 +9,18 @@ use datafusion::datasource::MemTable;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::StreamExt;
 
-use super::batches::timed;
+use super::batches::{Timed, timed};
 use super::report::{Figure, Section};
 use super::{Bench, median};
 use crate::cli::Failure;
 
 const BATCH_ROWS: u64 = 8_192;
+
+/// The time between checkpoints: some in every run, the shortest of which takes 0.3 seconds.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// With a million keys a checkpoint is some ten million bytes.
+const INTERVAL_OF_MANY: Duration = Duration::from_secs(1);
 
 /// How often each side of a comparison is run, in turns; the middle one counts.
 const RUNS: usize = 3;
@@ -28,6 +34,7 @@ struct Case {
     with_time: Option<&'static str>,
     rows: u64,
     keys: u64,
+    interval: Duration,
     is_grouped: bool,
     has_text: bool,
     /// The least ratio to the batch engine that is aimed at.
@@ -47,6 +54,7 @@ fn cases(bench: &Bench<'_>) -> Vec<Case> {
         with_time: None,
         rows,
         keys,
+        interval: if keys < 1_000_000 || bench.args.short { INTERVAL } else { INTERVAL_OF_MANY },
         is_grouped: true,
         has_text: false,
         aim: 0.7,
@@ -109,38 +117,56 @@ fn scattered(n: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// Rows with keys in no order, over 30 seconds of event time.
-fn events(case: &Case) -> Result<Vec<RecordBatch>, Failure> {
-    let mut batches = Vec::new();
-    let step = 30_000_000_000 / case.rows.max(1);
-    for from in (0..case.rows).step_by(BATCH_ROWS as usize) {
-        let numbers = from..(from + BATCH_ROWS).min(case.rows);
-        let key = |n: u64| scattered(n) % case.keys;
-        let text =
-            |n: u64| format!(r#"{{"name":"influencer {n}","followers":{},"posts":[1,2,3],"verified":true}}"#, n * 7);
-        let body: StringArray = match case.has_text {
-            true => numbers.clone().map(|n| Some(text(n))).collect(),
-            false => numbers.clone().map(|_| None::<&str>).collect(),
-        };
-        let columns: [(&str, ArrayRef); 4] = [
-            ("k", Arc::new(numbers.clone().map(|n| Some(key(n) as i64)).collect::<Int64Array>())),
-            ("v", Arc::new(numbers.clone().map(|n| Some((n % 1_000) as i64)).collect::<Int64Array>())),
-            ("body", Arc::new(body)),
-            ("t", Arc::new(numbers.map(|n| Some((n * step) as i64)).collect::<TimestampNanosecondArray>())),
-        ];
-        batches.push(RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true)))?);
-    }
-    Ok(batches)
+/// The rows of a comparison.
+struct Rows {
+    batches: Vec<RecordBatch>,
+    /// The number of each row's key, where rows are grouped.
+    numbers: Vec<Vec<u32>>,
 }
 
-/// Seconds that the pipeline takes for all rows.
-async fn streaming(query: &str, batches: &[RecordBatch], parallelism: usize) -> Result<f64, Failure> {
+/// Rows over 30 seconds of event time, with keys in no order. The keys are no numbers in a row either: a hash that multiplies
+/// spreads those evenly, so that they hardly meet in a table, until some of them go to another subtask.
+fn events(case: &Case) -> Result<Rows, Failure> {
+    let (mut batches, mut numbers) = (Vec::new(), Vec::new());
+    let step = 30_000_000_000 / case.rows.max(1);
+    for from in (0..case.rows).step_by(BATCH_ROWS as usize) {
+        let rows = from..(from + BATCH_ROWS).min(case.rows);
+        let number = |row: u64| scattered(row) % case.keys;
+        let key = |row: u64| Some((scattered(number(row)) >> 1) as i64);
+        let text = |row: u64| {
+            format!(r#"{{"name":"influencer {row}","followers":{},"posts":[1,2,3],"verified":true}}"#, row * 7)
+        };
+        let body: StringArray = match case.has_text {
+            true => rows.clone().map(|row| Some(text(row))).collect(),
+            false => rows.clone().map(|_| None::<&str>).collect(),
+        };
+        let columns: [(&str, ArrayRef); 4] = [
+            ("k", Arc::new(rows.clone().map(key).collect::<Int64Array>())),
+            ("v", Arc::new(rows.clone().map(|row| Some((row % 1_000) as i64)).collect::<Int64Array>())),
+            ("body", Arc::new(body)),
+            ("t", Arc::new(rows.clone().map(|row| Some((row * step) as i64)).collect::<TimestampNanosecondArray>())),
+        ];
+        batches.push(RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true)))?);
+        if case.is_grouped {
+            numbers.push(rows.map(|row| number(row) as u32).collect());
+        }
+    }
+    Ok(Rows { batches, numbers })
+}
+
+/// The pipeline's way through all rows.
+async fn streaming(
+    query: &str,
+    batches: &[RecordBatch],
+    parallelism: usize,
+    interval: Duration,
+) -> Result<Timed, Failure> {
     let sql = format!(
         "CREATE TABLE events (k BIGINT, v BIGINT, body TEXT, t TIMESTAMP NOT NULL, WATERMARK FOR t) WITH (connector = 'batches');
          CREATE TABLE out WITH (connector = 'blackhole');
          INSERT INTO out {query};"
     );
-    timed(&sql, batches, parallelism).await
+    timed(&sql, batches, parallelism, interval).await
 }
 
 /// Seconds that the batch engine takes for all rows; the result is thrown away as it comes.
@@ -175,9 +201,10 @@ async fn batch(query: &str, batches: &[RecordBatch], parallelism: usize) -> Resu
 }
 
 /// What `work` gives, on threads of its own, one per subtask: neither side of a comparison has cores that the other has not.
-async fn on_threads<F>(threads: usize, work: impl FnOnce() -> F + Send + 'static) -> Result<f64, Failure>
+async fn on_threads<F, T>(threads: usize, work: impl FnOnce() -> F + Send + 'static) -> Result<T, Failure>
 where
-    F: Future<Output = Result<f64, Failure>>,
+    F: Future<Output = Result<T, Failure>>,
+    T: Send + 'static,
 {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     // The thread that waits here only plans: what it starts runs on the workers.
@@ -206,13 +233,13 @@ fn read_all(batches: &[RecordBatch], threads: usize) -> f64 {
 /// Seconds that `threads` threads take to add every row to the sum and the count of its key, which has its place in an array by its
 /// number: the memory's share of a grouping by keys in no order, which cannot be had for less. Each thread has its share of
 /// the keys, as if rows found their way by themselves.
-fn count_all(batches: &[RecordBatch], keys: u64, threads: usize) -> f64 {
+fn count_all(rows: &Rows, keys: u64, threads: usize) -> f64 {
     let count = |first: usize| {
         let mut states = vec![(0_i64, 0_i64); keys as usize / threads + 1];
-        for batch in batches.iter().skip(first).step_by(threads) {
-            let [key, value] = [0, 1].map(|column| batch.column(column).as_primitive::<Int64Type>().values());
-            for (key, value) in key.iter().zip(value) {
-                if let Some((sum, count)) = states.get_mut(*key as usize / threads) {
+        for (batch, numbers) in rows.batches.iter().zip(&rows.numbers).skip(first).step_by(threads) {
+            let values = batch.column(1).as_primitive::<Int64Type>().values();
+            for (number, value) in numbers.iter().zip(values) {
+                if let Some((sum, count)) = states.get_mut(*number as usize / threads) {
                     *sum = sum.wrapping_add(*value);
                     *count += 1;
                 }
@@ -234,23 +261,28 @@ struct Rates {
     with_time: Option<f64>,
     /// Of what memory allows.
     limit: f64,
+    /// The fewest checkpoints of a run.
+    checkpoints: u64,
 }
 
 /// Runs all sides of a comparison, in turns.
-async fn compare(case: &Case, batches: &Arc<[RecordBatch]>, parallelism: usize) -> Result<Rates, Failure> {
+async fn compare(case: &Case, rows: &Arc<Rows>, parallelism: usize) -> Result<Rates, Failure> {
     let in_batch = async |query| {
-        let rows = Arc::clone(batches);
-        on_threads(parallelism, move || async move { batch(query, &rows, parallelism).await }).await
+        let rows = Arc::clone(rows);
+        on_threads(parallelism, move || async move { batch(query, &rows.batches, parallelism).await }).await
     };
+    let mut checkpoints = u64::MAX;
     let (mut stream, mut whole, mut timed, mut least) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
         least.push(match case.is_grouped {
-            true => count_all(batches, case.keys, parallelism),
-            false => read_all(batches, parallelism),
+            true => count_all(rows, case.keys, parallelism),
+            false => read_all(&rows.batches, parallelism),
         });
-        let (rows, query) = (Arc::clone(batches), case.pipeline);
-        let work = move || async move { streaming(query, &rows, parallelism).await };
-        stream.push(on_threads(parallelism, work).await?);
+        let (rows, query, interval) = (Arc::clone(rows), case.pipeline, case.interval);
+        let work = move || async move { streaming(query, &rows.batches, parallelism, interval).await };
+        let run = on_threads(parallelism, work).await?;
+        checkpoints = checkpoints.min(run.checkpoints);
+        stream.push(run.seconds);
         whole.push(in_batch(case.batch).await?);
         if let Some(query) = case.with_time {
             timed.push(in_batch(query).await?);
@@ -258,7 +290,7 @@ async fn compare(case: &Case, batches: &Arc<[RecordBatch]>, parallelism: usize) 
     }
     let rate = |seconds: Vec<f64>| case.rows as f64 / median(seconds) / 1e6;
     let with_time = case.with_time.map(|_| rate(timed));
-    Ok(Rates { streaming: rate(stream), batch: rate(whole), with_time, limit: rate(least) })
+    Ok(Rates { streaming: rate(stream), batch: rate(whole), with_time, limit: rate(least), checkpoints })
 }
 
 /// Runs the benchmark.
@@ -270,11 +302,11 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
         if asked_for.is_empty() {
             continue;
         }
-        let batches: Arc<[RecordBatch]> = events(&case)?.into();
+        let rows = Arc::new(events(&case)?);
         let limit = if case.is_grouped { "adding to an array" } else { "reading the bytes" };
-        let mut all = Vec::new();
+        let mut all: Vec<Rates> = Vec::new();
         for parallelism in asked_for {
-            let rates = compare(&case, &batches, parallelism).await?;
+            let rates = compare(&case, &rows, parallelism).await?;
             let figure = Figure::new(name(parallelism), rates.streaming, "million rows/s")
                 .against("DataFusion's batch engine", rates.batch)
                 .ratio_at_least(case.aim)
@@ -286,6 +318,9 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
             }
             all.push(rates);
         }
+        let fewest = all.iter().map(|rates| rates.checkpoints).min().unwrap_or_default();
+        let interval = humantime::format_duration(case.interval);
+        section.note(format!("{}: a checkpoint each {interval}, {fewest} or more in a run.", case.name));
         if let [one, two] = all.as_slice() {
             let name = format!("{}, from 1 subtask to 2", case.name);
             let figure = Figure::new(name, two.streaming / one.streaming, "times as fast")
@@ -298,8 +333,7 @@ pub async fn run(bench: &Bench<'_>) -> Result<Section, Failure> {
         return Err(format!("no comparison has `{text}` in its name: `bench streaming --short` tells them all").into());
     }
     section.note(format!(
-        "Streaming takes a checkpoint each second into a folder, and its time has the start and the last checkpoint in it. Medians of \
-         {RUNS} runs, in turns. The batch engine sees all rows before it answers, and its result is the last row of each key; the \
+        "Streaming takes checkpoints into a folder, and its time has the start and the last checkpoint in it. Medians of {RUNS} runs, in turns. The batch engine sees all rows before it answers, and its result is the last row of each key; the \
          updating query tells changes as well. Both run on as many threads as they have subtasks or partitions."
     ));
     Ok(section)
