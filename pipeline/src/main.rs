@@ -21,10 +21,11 @@ pub static MALLOC_CONF: &[u8; 38] = b"dirty_decay_ms:1000,tcache_max:262144\0";
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     cli::logging::start(&cli.logging);
+    let format = cli.logging.log_format;
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            cli::failure::print(error.as_ref());
+            cli::failure::print(error.as_ref(), format);
             ExitCode::FAILURE
         }
     }

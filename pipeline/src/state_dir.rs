@@ -37,6 +37,11 @@ pub enum StateDirError {
     #[error("{path} is not a state directory of Tickhouse: it has files, and `{MARKER}` is not among them; \
              give --state-dir a new or empty folder", path = .0)]
     NotOurs(String),
+    /// There is nothing to look at.
+    #[error(
+        "{0} is not a state directory: there is no file `{MARKER}` in it; give the folder that `tickhouse run --state-dir` was given"
+    )]
+    NothingThere(String),
     /// The folder belongs to another pipeline.
     #[error(
         "{path} holds the state of the pipeline `{owner}`, not of `{name}`; \
@@ -78,7 +83,7 @@ impl StateDir {
     pub fn look(location: &str) -> Result<Store, StateDirError> {
         match location.split_once("://") {
             None if Path::new(location).join(MARKER).exists() => Ok(Store::folder(Path::new(location))?),
-            None => Err(StateDirError::NotOurs(location.to_owned())),
+            None => Err(StateDirError::NothingThere(location.to_owned())),
             Some(("s3" | "s3a", _)) => Ok(Store::bucket(location)?),
             Some(_) => Err(StateDirError::Url(location.to_owned())),
         }

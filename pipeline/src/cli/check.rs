@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tickhouse::run::{PlanOptions, plan};
 
-use super::Outcome;
+use super::{Outcome, output};
 
 /// Arguments of `check`.
 #[derive(Debug, Args)]
@@ -27,6 +27,5 @@ pub fn check(args: &CheckArgs) -> Outcome {
     let pipeline = plan(&args.file, &options)?;
     let nodes = pipeline.job.nodes();
     let count = nodes.len();
-    println!("{}: fine, {count} operators", args.file.display());
-    Ok(())
+    output::put(format!("{}: fine, {count} operators\n", args.file.display()))
 }

@@ -7,11 +7,15 @@ use tickhouse::connectors::clickhouse::Endpoint;
 use tickhouse::migrate;
 use tickhouse_embedded::{ServeOptions, Server};
 
-use super::Outcome;
 use super::signals::Signals;
+use super::{Outcome, output};
 
 /// The commands under `clickhouse`.
 #[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  tickhouse clickhouse serve --path data
+  tickhouse clickhouse migrate --url http://127.0.0.1:8123")]
 pub enum ClickhouseCommand {
     /// Serve a ClickHouse engine over ClickHouse's HTTP interface
     Serve(ServeArgs),
@@ -78,7 +82,7 @@ async fn serve(args: ServeArgs) -> Outcome {
     })
     .await?;
     let address = server.local_addr();
-    println!("listening on http://{address}");
+    output::put(format!("listening on http://{address}\n"))?;
     eprintln!("ClickHouse is serving {} at http://{address}; Ctrl-C stops it", args.path.display());
     signals.next().await;
     eprintln!("stopping");
@@ -92,6 +96,5 @@ async fn serve(args: ServeArgs) -> Outcome {
 async fn migrate(args: MigrateArgs) -> Outcome {
     let endpoint = Endpoint::parse(&args.url)?;
     let report = migrate::run(&endpoint, &migrate::Options { dir: args.dir, ..migrate::Options::default() }).await?;
-    println!("{report}");
-    Ok(())
+    output::put(format!("{report}\n"))
 }

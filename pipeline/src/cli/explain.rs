@@ -1,13 +1,12 @@
 //! `tickhouse explain`.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
 use tickhouse::plan::{Format, explain as explain_plan};
 use tickhouse::run::{PlanOptions, plan};
 
-use super::Outcome;
+use super::{Outcome, output};
 
 /// Arguments of `explain`.
 #[derive(Debug, Args)]
@@ -31,7 +30,5 @@ pub struct ExplainArgs {
 pub fn explain(args: &ExplainArgs) -> Outcome {
     let options = PlanOptions { udf: args.udf.clone(), ..PlanOptions::default() };
     let pipeline = plan(&args.file, &options)?;
-    // A reader that went away (`| head`) is not an error worth telling.
-    let _ = std::io::stdout().write_all(explain_plan(&pipeline.job, args.format).as_bytes());
-    Ok(())
+    output::put(explain_plan(&pipeline.job, args.format))
 }

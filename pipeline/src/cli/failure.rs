@@ -4,8 +4,13 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
-/// Prints `error: ...` and its causes on stderr, each cause once.
-pub fn print(error: &(dyn Error + Send + Sync + 'static)) {
+use super::logging::LogFormat;
+
+/// Prints `error: ...` and its causes on stderr, each cause once; as a log event where logs are for programs.
+pub fn print(error: &(dyn Error + Send + Sync + 'static), format: LogFormat) {
+    if format == LogFormat::Json {
+        return tracing::error!("{}", chain(error));
+    }
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let label = if colour { "\x1b[1;31merror\x1b[0m" } else { "error" };
     let text = chain(error);

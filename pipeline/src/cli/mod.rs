@@ -7,6 +7,7 @@ mod explain;
 pub mod failure;
 pub mod logging;
 mod minutes;
+mod output;
 mod progress;
 mod run;
 mod service;
@@ -95,4 +96,21 @@ fn block_on(command: impl Future<Output = Outcome>) -> Outcome {
     // A blocking call that does not end (a UDF, a query) must not keep a stopped process alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_help_of_every_command_has_examples() {
+        let mut commands = vec![Cli::command()];
+        while let Some(command) = commands.pop() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(command.is_hide_set() || help.starts_with("Examples:\n"), "`{}`: {help:?}", command.get_name());
+            commands.extend(command.get_subcommands().cloned());
+        }
+    }
 }

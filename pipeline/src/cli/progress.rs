@@ -62,7 +62,10 @@ impl LiveView {
     pub fn start(metrics: Arc<Metrics>) -> Self {
         let (stop, stopped) = oneshot::channel();
         let shown = async move {
-            if io::stderr().is_terminal() {
+            // Rows on the same terminal would be drawn over.
+            let has_rows =
+                io::stdout().is_terminal() && metrics.snapshot().nodes.iter().any(|node| node.kind == "stdout_sink");
+            if io::stderr().is_terminal() && !has_rows {
                 draw(&metrics, stopped).await;
             } else {
                 log(&metrics, stopped).await;

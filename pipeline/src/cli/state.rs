@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::Write as _;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -13,7 +12,7 @@ use tickhouse::state::{
 use tickhouse::state_dir::StateDir;
 
 use super::progress::grouped;
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, output};
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -26,10 +25,22 @@ Examples:
 They only read, also while the pipeline runs.")]
 pub enum StateCommand {
     /// The checkpoints: epoch, time, size
+    #[command(after_help = "\
+Examples:
+  tickhouse state list state/influencers
+  tickhouse state list s3://bucket/influencers --format json | jq '.[-1].bytes'")]
     List(StateArgs),
     /// One checkpoint, node by node: positions, rows, files
+    #[command(after_help = "\
+Examples:
+  tickhouse state show state/influencers
+  tickhouse state show state/influencers --epoch 42 --format json | jq '.nodes[].name'")]
     Show(ShowArgs),
     /// Read every file of every checkpoint and compare its checksum; exit code 1 when one is damaged
+    #[command(after_help = "\
+Examples:
+  tickhouse state verify state/influencers && echo fine
+  tickhouse state verify s3://bucket/influencers --format json")]
     Verify(StateArgs),
 }
 
@@ -61,11 +72,6 @@ enum Format {
     Text,
     /// For programs.
     Json,
-}
-
-/// Prints a command's result. A reader that went away (`| head`) is not an error worth telling.
-fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// Runs a command.
@@ -101,8 +107,7 @@ async fn list(args: &StateArgs) -> Outcome {
             }),
             Err(error) => json!({"epoch": epoch, "error": error.to_string()}),
         };
-        print(&format!("{}\n", Value::from(rows.iter().map(row).collect::<Vec<_>>())));
-        return Ok(());
+        return output::put(format!("{}\n", Value::from(rows.iter().map(row).collect::<Vec<_>>())));
     }
     let mut out = String::new();
     let _ = writeln!(out, "{:>10}  {:<27} {:>14} {:>14} {:>7}", "epoch", "completed", "rows", "bytes", "files");
@@ -119,7 +124,7 @@ async fn list(args: &StateArgs) -> Outcome {
             Err(error) => writeln!(out, "{epoch:>10}  {error}"),
         };
     }
-    print(&out);
+    output::put(out)?;
     Ok(())
 }
 
@@ -136,8 +141,7 @@ async fn show(args: &ShowArgs) -> Outcome {
     };
     let manifest = read_manifest(&store, epoch).await?;
     if args.state.format == Format::Json {
-        print(&format!("{}\n", json!(manifest)));
-        return Ok(());
+        return output::put(format!("{}\n", json!(manifest)));
     }
     let mut out = String::new();
     let (pipeline, completed) = (&manifest.pipeline, time(manifest.completed_at));
@@ -145,7 +149,7 @@ async fn show(args: &ShowArgs) -> Outcome {
     for node in &manifest.nodes {
         show_node(node, &mut out);
     }
-    print(&out);
+    output::put(out)?;
     Ok(())
 }
 
@@ -194,12 +198,12 @@ async fn verify(args: &StateArgs) -> Outcome {
         }
     }
     if args.format == Format::Json {
-        print(&format!("{}\n", json!({"files": checked.len(), "bytes": bytes, "problems": problems})));
+        output::put(format!("{}\n", json!({"files": checked.len(), "bytes": bytes, "problems": problems})))?;
     } else {
         let mut out: String = problems.iter().map(|problem| format!("{problem}\n")).collect();
         let (files, bytes, damaged) = (checked.len(), grouped(bytes), problems.len());
         let _ = writeln!(out, "{files} files, {bytes} bytes read; {damaged} damaged");
-        print(&out);
+        output::put(out)?;
     }
     match problems.len() {
         0 => Ok(()),

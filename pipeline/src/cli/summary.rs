@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use clickhouse::error::Error;
 use clickhouse::{Client, Row};
 use serde::Deserialize;
 
@@ -61,10 +62,18 @@ struct Totals {
 }
 
 /// The last minutes, the largest influencers and the totals, as text.
-pub async fn report(client: &Client) -> Result<String, clickhouse::error::Error> {
-    let mut out = String::from(
-        "\nLast minutes\n  minute (UTC)       readings    failed   average followers   last reading after\n",
-    );
+pub async fn report(client: &Client) -> Result<String, Error> {
+    let mut out = String::new();
+    if last_minutes(client, &mut out).await? {
+        largest_influencers(client, &mut out).await?;
+        totals(client, &mut out).await?;
+    }
+    Ok(out)
+}
+
+/// Shows the last minutes, and says whether there are any.
+async fn last_minutes(client: &Client, out: &mut String) -> Result<bool, Error> {
+    out.push_str("\nLast minutes\n  minute (UTC)       readings    failed   average followers   last reading after\n");
     let minutes: Vec<MinuteRow> = client
         .query(
             "SELECT formatDateTime(minute, '%F %R') AS minute, readings, failures, average_followers, \
@@ -86,8 +95,11 @@ pub async fn report(client: &Client) -> Result<String, clickhouse::error::Error>
     }
     if minutes.is_empty() {
         out.push_str("  none yet: the first comes a second or two after the first full minute\n");
-        return Ok(out);
     }
+    Ok(!minutes.is_empty())
+}
+
+async fn largest_influencers(client: &Client, out: &mut String) -> Result<(), Error> {
     out.push_str("\nLargest influencers\n  rank  username               followers   average\n");
     let largest: Vec<InfluencerRow> = client
         .query("SELECT follower_rank, username, follower_count, average_followers FROM influencer_ranking LIMIT 5")
@@ -101,6 +113,11 @@ pub async fn report(client: &Client) -> Result<String, clickhouse::error::Error>
             row.follower_rank, row.username, followers, row.average_followers
         );
     }
+    Ok(())
+}
+
+/// Shows what there is in all, and whether the summary says the same as the timeline.
+async fn totals(client: &Client, out: &mut String) -> Result<(), Error> {
     let totals: Totals = client
         .query(
             "SELECT a.influencers AS influencers, a.readings AS readings, \
@@ -121,5 +138,5 @@ pub async fn report(client: &Client) -> Result<String, clickhouse::error::Error>
         grouped(totals.influencers),
         totals.bytes_per_row
     );
-    Ok(out)
+    Ok(())
 }
