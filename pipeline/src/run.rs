@@ -72,12 +72,14 @@ pub enum StartError {
 /// Plans the pipeline in `file`. Opens the UDF libraries; touches nothing else.
 pub fn plan(file: &Path, options: &PlanOptions) -> Result<Pipeline, StartError> {
     let text = std::fs::read_to_string(file).map_err(|source| StartError::Read { path: file.to_owned(), source })?;
+    // Some editors put a mark before the text, which no parser expects.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let udfs = match &options.udf {
         Some(dir) => UdfCatalog::open(dir)?,
         None => UdfCatalog::default(),
     };
     let planner = Planner::new(connectors::all(&connectors::Settings { wait: options.wait }), functions(&udfs));
-    Ok(planner.plan(&file.display().to_string(), &text, &|name| std::env::var(name).ok())?)
+    Ok(planner.plan(&file.display().to_string(), text, &|name| std::env::var(name).ok())?)
 }
 
 /// The UDFs as the planner takes them.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use tickhouse::plan::{Format, explain};
 use tickhouse::run::{PlanOptions, RunOptions, plan, start};
-use tickhouse::runtime::{Finished, Reason, Running};
+use tickhouse::runtime::metrics::{NodeSnapshot, Snapshot};
+use tickhouse::runtime::{Finished, Metrics, Reason, Running};
 use tickhouse::state::StartFrom;
 use tickhouse::status::StatusListener;
 
@@ -129,8 +130,8 @@ pub async fn run_until(args: RunArgs, signals: &mut Signals) -> Outcome {
         listener.serve(Arc::clone(&metrics), explain(&pipeline.job, Format::Json))
     });
     tracing::info!(pipeline = options.name, parallelism = options.parallelism, "running; Ctrl-C stops it cleanly");
-    let view = LiveView::start(metrics);
-    let finished = supervise(started.running, signals, args.stop_after, options.state_dir.is_some()).await;
+    let view = LiveView::start(Arc::clone(&metrics));
+    let finished = supervise(started.running, &metrics, signals, args.stop_after, options.state_dir.is_some()).await;
     view.finish().await;
     match finished?.reason {
         Reason::SourcesEnded => tracing::info!("done: every source has ended"),
@@ -139,8 +140,12 @@ pub async fn run_until(args: RunArgs, signals: &mut Signals) -> Outcome {
     Ok(())
 }
 
+/// Between two words on what a stop waits for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 async fn supervise(
     running: Running,
+    metrics: &Metrics,
     signals: &mut Signals,
     stop_after: Option<Duration>,
     is_saved: bool,
@@ -161,17 +166,34 @@ async fn supervise(
     }
     tracing::info!("stopping: finishing what is under way; Ctrl-C again stops at once");
     control.stop();
-    tokio::select! {
-        finished = &mut ended => Ok(finished?),
-        () = signals.next() => {
-            control.abort();
-            // Ends with an error of being aborted, which says less than ours.
-            let _ = ended.await;
-            Err(match is_saved {
-                true => "stopped at once by a second signal: started again, the pipeline goes on from its last checkpoint".into(),
-                false => "stopped at once by a second signal: rows under way were not delivered".into(),
-            })
+    loop {
+        tokio::select! {
+            finished = &mut ended => return Ok(finished?),
+            () = signals.next() => break,
+            () = tokio::time::sleep(PATIENCE) => {
+                tracing::info!("still stopping: {}; Ctrl-C again stops at once", under_way(&metrics.snapshot()));
+            }
         }
+    }
+    control.abort();
+    // Ends with an error of being aborted, which says less than ours.
+    let _ = ended.await;
+    Err(match is_saved {
+        true => {
+            "stopped at once by a second signal: started again, the pipeline goes on from its last checkpoint".into()
+        }
+        false => "stopped at once by a second signal: rows under way were not delivered".into(),
+    })
+}
+
+/// What has not come to its end.
+fn under_way(snapshot: &Snapshot) -> String {
+    let busy = |node: &NodeSnapshot| node.total(|subtask| subtask.in_flight + subtask.queued_rows) > 0;
+    let busy: Vec<_> = snapshot.nodes.iter().filter(|node| busy(node)).map(|node| format!("`{}`", node.name)).collect();
+    if busy.is_empty() {
+        "the last checkpoint is under way".to_owned()
+    } else {
+        format!("waiting for {}", busy.join(", "))
     }
 }
 

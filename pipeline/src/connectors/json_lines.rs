@@ -84,7 +84,7 @@ impl JsonLines {
             io::ErrorKind::BrokenPipe => {
                 format!("{} was closed by its reader; rows can no longer be written", self.target)
             }
-            _ => format!("cannot write to {}: {error}", self.target),
+            _ => format!("cannot write to {}", self.target),
         };
         OperatorError::external(message).because(error)
     }

@@ -173,15 +173,23 @@ fn message(error: &DataFusionError) -> String {
         DataFusionError::Plan(text) | DataFusionError::NotImplemented(text) | DataFusionError::Execution(text) => {
             text.clone()
         }
-        // What is told of behind it, and whom to tell, is of no use to who wrote the query.
-        DataFusionError::Internal(text) => text.split(", errors:").next().unwrap_or_default().to_owned(),
         other => other.strip_backtrace(),
     };
-    let text = text.split("\n\nbacktrace:").next().unwrap_or_default().trim().to_owned();
+    let text = without_blame(text.split("\n\nbacktrace:").next().unwrap_or_default().trim());
     match text.strip_suffix('.') {
         Some(stripped) => stripped.to_owned(),
         None => text,
     }
+}
+
+/// A message that DataFusion takes for a fault of its own, such as a function that does not fit its arguments, without what it
+/// has tried and whom to tell.
+fn without_blame(text: &str) -> String {
+    let Some(text) = text.strip_prefix("Internal error: ") else { return text.to_owned() };
+    let (first, rest) = text.split_once('\n').unwrap_or((text, ""));
+    let first = first.split(", errors:").next().unwrap_or_default();
+    let rest = rest.split_once("datafusion/issues.").map_or(rest, |(_, rest)| rest.trim_start());
+    if rest.is_empty() { first.to_owned() } else { format!("{first}\n{rest}") }
 }
 
 /// What helps against an error for which DataFusion has no advice.

@@ -63,7 +63,7 @@ impl FileSource {
             let before = self.pending.len();
             self.pending.reserve(PIECE);
             let read = file.read_buf(&mut self.pending).await.map_err(|error| {
-                OperatorError::external(format!("cannot read {}: {error}", self.path.display())).because(error)
+                OperatorError::external(format!("cannot read {}", self.path.display())).because(error)
             })?;
             self.ended = read == 0;
             if self.pending.get(before..).is_some_and(|new| new.contains(&b'\n')) {
@@ -108,8 +108,7 @@ impl FileSource {
 
 /// Opens a file to be read from `position` on.
 async fn open(path: &Path, position: u64) -> Result<File, OperatorError> {
-    let cannot =
-        |error: std::io::Error| OperatorError::user(format!("cannot open {}: {error}", path.display())).because(error);
+    let cannot = |error: std::io::Error| OperatorError::user(format!("cannot open {}", path.display())).because(error);
     let mut file = File::open(path).await.map_err(cannot)?;
     if position > 0 {
         let length = file.metadata().await.map_err(cannot)?.len();
