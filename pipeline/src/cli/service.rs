@@ -17,6 +17,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What a service prints on stdout when it is ready, before its address.
 const READY: &str = "listening on ";
 
+/// Refuses to begin when one of these files or folders is not there: nothing is to be half started.
+pub fn require(paths: &[&Path]) -> Outcome {
+    match paths.iter().find(|path| !path.exists()) {
+        None => Ok(()),
+        Some(path) => {
+            let path = path.display();
+            Err(format!("{path} is not there: start from the repository's folder, after `make build`").into())
+        }
+    }
+}
+
 /// A server to be started.
 pub struct Service {
     name: &'static str,

@@ -9,7 +9,7 @@ use tickhouse::migrate;
 
 use super::progress::say;
 use super::run::{RunArgs, run_until};
-use super::service::{Child, Service};
+use super::service::{Child, Service, require};
 use super::signals::Signals;
 use super::{Failure, Outcome, minutes, summary};
 
@@ -74,8 +74,10 @@ pub async fn pipeline(args: PipelineArgs) -> Outcome {
 /// Starts everything, waits, stops everything in the order that loses nothing, and says where the data is.
 pub async fn up(args: UpArgs) -> Outcome {
     let mut signals = Signals::listen()?;
-    let home = new_folder(&args.path)?;
     let tickhouse = std::env::current_exe()?;
+    let mockstagram = tickhouse.with_file_name("mockstagram");
+    require(&[&mockstagram, &args.sql.join("bootstrap.sql"), &args.sql.join("pipeline.sql"), &args.udf])?;
+    let home = new_folder(&args.path)?;
     let bind = |port: u16| format!("127.0.0.1:{port}");
 
     say("starting ClickHouse");
@@ -89,7 +91,6 @@ pub async fn up(args: UpArgs) -> Outcome {
     say(format!("ClickHouse: {}", migrate::run(&endpoint, &migrate::Options::default()).await?));
 
     say("starting the stand-in for the upstream API");
-    let mockstagram = tickhouse.with_file_name("mockstagram");
     let mockstagram =
         Service::new("mockstagram", &mockstagram).args(["--until-stdin-closes", "--http", &bind(args.api_port)]);
     let mockstagram = mockstagram.start(&home).await?;

@@ -21,6 +21,7 @@ use clap::{Args, ValueEnum};
 use self::machine::Machine;
 use self::report::{Report, Run, Section};
 use super::progress::say;
+use super::service::require;
 use super::signals::Signals;
 use super::{Failure, Outcome};
 
@@ -135,6 +136,10 @@ impl Bench<'_> {
 pub async fn run(args: BenchArgs) -> Outcome {
     if args.names.contains(&Name::Fetches) {
         return boundary::fetches(&args.programs.udf).await;
+    }
+    let Programs { udf, sql } = &args.programs;
+    if args.names.iter().any(|name| !matches!(name, Name::Streaming | Name::Sink | Name::Checkpoints)) {
+        require(&[udf, &sql.join("bootstrap.sql"), &sql.join("pipeline.sql")])?;
     }
     std::fs::create_dir_all(&args.out)
         .map_err(|error| format!("cannot make the folder {}: {error}", args.out.display()))?;

@@ -16,11 +16,14 @@ use crate::cli::Failure;
 
 const BATCH_ROWS: u64 = 8_192;
 
-/// The time between checkpoints: some in every run, the shortest of which takes 0.4 seconds.
-const INTERVAL: Duration = Duration::from_millis(100);
+/// The time between checkpoints, so that some fall into every run: the shortest takes 0.4 seconds,
+const OFTEN: Duration = Duration::from_millis(100);
 
-/// With a million keys a checkpoint is some ten million bytes.
-const INTERVAL_OF_MANY: Duration = Duration::from_secs(1);
+/// those over the same rows again more than one,
+const EACH_HALF_SECOND: Duration = Duration::from_millis(500);
+
+/// and with a million keys, of which a checkpoint is some ten million bytes, about two.
+const EACH_SECOND: Duration = Duration::from_secs(1);
 
 /// How often each side of a comparison is run, in turns; the middle one counts.
 const RUNS: usize = 5;
@@ -61,7 +64,7 @@ fn cases(bench: &Bench<'_>) -> Vec<Case> {
         rows,
         passes: 1,
         keys,
-        interval: if keys < 1_000_000 { INTERVAL } else { INTERVAL_OF_MANY },
+        interval: if keys < 1_000_000 { OFTEN } else { EACH_SECOND },
         is_grouped: true,
         has_text: false,
         aim: 0.7,
@@ -71,6 +74,7 @@ fn cases(bench: &Bench<'_>) -> Vec<Case> {
             aim: 0.9,
             is_grouped: false,
             passes: PASSES,
+            interval: EACH_HALF_SECOND,
             with_time: Some("SELECT k, v * 2 + 1 AS w, t FROM events WHERE v % 3 <> 0"),
             ..case(
                 "projection and filter",
@@ -84,6 +88,7 @@ fn cases(bench: &Bench<'_>) -> Vec<Case> {
             aim: 0.9,
             is_grouped: false,
             passes: PASSES,
+            interval: EACH_HALF_SECOND,
             has_text: true,
             ..case(
                 "JSON decoding",

@@ -1,13 +1,19 @@
 //! What an influencer costs, by how many there are.
 
+use std::path::Path;
+
 use super::{Outcome, Settings, minutes};
 use crate::cli::Failure;
 use crate::cli::bench::Bench;
+use crate::cli::bench::chart::{Line, draw};
 use crate::cli::bench::report::{Figure, Section};
 use crate::cli::progress::grouped;
 
 /// What a further fetch may cost between the larger sizes, of what it costs between the smaller ones.
 const COST_OF_MORE: f64 = 1.25;
+
+/// The chart, in the folder of the report.
+const CHART: &str = "growth.svg";
 
 /// Runs the job at three sizes: what an influencer costs may not rise.
 pub async fn growth(bench: &Bench<'_>) -> Result<Section, Failure> {
@@ -25,8 +31,26 @@ pub async fn growth(bench: &Bench<'_>) -> Result<Section, Failure> {
         all.push(found);
     }
     tell_further(&all, &mut section);
+    chart(&all, &bench.args.out)?;
+    section.chart(CHART);
     section.note("Memory at the smallest size is what the process takes with nothing to do, and CPU mostly the heartbeat's. A further fetch, or influencer, is what it takes from one size to the next: what does not grow with them is in neither.");
     Ok(section)
+}
+
+/// What each costs, by how many there are.
+fn chart(all: &[Outcome], out: &Path) -> crate::cli::Outcome {
+    let points = |of: fn(&Outcome) -> f64| all.iter().map(|found| (found.influencers as f64, of(found))).collect();
+    let lines = [
+        Line {
+            name: "CPU per fetch, µs".into(),
+            points: points(|found| found.micros_per_fetch(found.cpu_cores.pipeline)),
+        },
+        Line {
+            name: "peak memory per influencer, KiB".into(),
+            points: points(|found| found.peak_bytes() / 1_024.0 / found.influencers as f64),
+        },
+    ];
+    draw(out, CHART, "What an influencer costs the pipeline", ("influencers", "µs, KiB"), &lines)
 }
 
 /// What one size costs, beside the one before.
