@@ -124,8 +124,7 @@ async fn list(args: &StateArgs) -> Outcome {
             Err(error) => writeln!(out, "{epoch:>10}  {error}"),
         };
     }
-    output::put(out)?;
-    Ok(())
+    output::put(out)
 }
 
 async fn show(args: &ShowArgs) -> Outcome {
@@ -149,8 +148,7 @@ async fn show(args: &ShowArgs) -> Outcome {
     for node in &manifest.nodes {
         show_node(node, &mut out);
     }
-    output::put(out)?;
-    Ok(())
+    output::put(out)
 }
 
 fn show_node(node: &NodeState, out: &mut String) {

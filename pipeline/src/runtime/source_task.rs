@@ -1,6 +1,6 @@
 //! The life of one subtask of a source.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -86,10 +86,12 @@ impl SourceTask {
     /// be long in coming, when a sink waits for an earlier one.
     async fn next(&mut self) -> Result<Turn, OperatorError> {
         let mut busy = Duration::ZERO;
-        if *self.commands.borrow() > Command::Run
-            && let Some(barrier) = self.barriers.recv().await
-        {
-            return Ok(Turn::Barrier(barrier));
+        if *self.commands.borrow() > Command::Run {
+            return match self.barriers.recv().await {
+                Some(barrier) => Ok(Turn::Barrier(barrier)),
+                // Without a coordinator this task is about to be ended.
+                None => pending().await,
+            };
         }
         let turn = tokio::select! {
             biased;

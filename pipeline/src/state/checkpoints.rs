@@ -3,7 +3,7 @@
 //! ```text
 //! checkpoints/000000000012.json      a manifest: the checkpoint is there when this is
 //! checkpoints/newest                 the number of the newest, so that its manifest is missed when it is gone
-//! data/000000000012-9f3a-0-1-rows.log     rows that subtask 1 of node 0 wrote at epoch 12, in the run 9f3a
+//! data/000000000012-9f3a61c0-0-1-rows.log   rows that subtask 1 of node 0 wrote at epoch 12, in the run 9f3a61c0
 //! ```
 //!
 //! Where nothing locks the store, in a bucket, a second process may come to write the same epoch. The manifest is created by

@@ -23,7 +23,7 @@ use self::report::{Report, Run, Section};
 use super::progress::say;
 use super::service::require;
 use super::signals::Signals;
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, output};
 
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
@@ -154,8 +154,7 @@ pub async fn run(args: BenchArgs) -> Outcome {
         say(format!("the report is in {}", args.out.join("report.md").display()));
     }
     // Of those that were done, though a later one may have failed.
-    data.iter().for_each(|line| println!("{line}"));
-    outcome
+    outcome.and(data.iter().try_for_each(|line| output::put(format!("{line}\n"))))
 }
 
 /// Runs one benchmark after the other and puts each into the report. What is for standard output goes to `data`.
